@@ -1,0 +1,152 @@
+"""What Chimera asks of a server: the protocol that each backend fulfils.
+
+A backend talks to one server about one model. It stamps nothing by itself but passes on, with each event, the moment
+at which its bytes were read from the socket; `chimera.measure` turns events into a measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from chimera.domain.options import Options
+from chimera.domain.readings import PENDING, Missing, Reading
+from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One request, in terms that every server understands."""
+
+    prompt: str
+    output_tokens: int
+    options: Options = field(default_factory=Options)
+    """The whole requested configuration; the backend sends the part that belongs into a request."""
+    seed: int = 1
+    cache_prompt: bool = False
+    """Let the server reuse a cached prefix; off where the server lets us choose."""
+    timeout_s: float = 120.0
+    """Longest silence of the server, and its time to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Headers:
+    """The response's status line and headers have arrived."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Newly generated text has arrived; normally one token."""
+
+    at: float
+    text: str
+    count: int = 1
+    """Tokens in this event, where the server's running count tells; else 1."""
+    thinking: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """The server tells how far it has got with the prompt."""
+
+    at: float
+    processed: int
+    total: int
+    cached: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The answer is complete. None = this server does not tell."""
+
+    at: float
+    load_s: float | None = None
+    queue_s: float | None = None
+    """Only where the server's own fields give it; else `Headers` may (see `Backend.headers_mark_slot`)."""
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    prompt_tokens: int | None = None
+    """Of the whole prompt, cached ones included."""
+    cached_tokens: int | None = None
+    completion_tokens: int | None = None
+    finish_reason: str | None = None
+    """`length`, `stop`, `limit`, ... in the server's word."""
+    truncated: bool = False
+    """The server says that prompt or output was cut to the context."""
+    retries: int = 0
+    """1 where the connection was lost before any byte of the answer and the request was sent once more."""
+
+
+Event = Headers | PromptProgress | Tokens | Done
+
+
+@dataclass(frozen=True, slots=True)
+class Activity:
+    """Who uses the server now."""
+
+    busy: Reading = PENDING
+    """Requests in work."""
+    waiting: Reading = PENDING
+    """Requests in the queue."""
+    tasks: frozenset[int] | Missing = PENDING
+    """Ids of the tasks in work or last worked, where slots show them: a new id that is not ours is another client."""
+
+
+class Backend(Protocol):
+    """A server with one model. All methods raise `chimera.errors.BackendError` kinds, never a library's own."""
+
+    kind: ServerKind
+    owned: bool
+    """Chimera started this engine: it may be reloaded, and is ended by `close`."""
+    load_options: frozenset[str]
+    """Load options that this backend can make effective."""
+    sampling_options: frozenset[str]
+    """Options that it can send with a request."""
+    headers_mark_slot: bool
+    """Response headers arrive when the request gets its slot, so that send-to-headers is the queue's time."""
+
+    async def connect(self) -> ServerInfo:
+        """Reach the server (or make ready to start it) and say what it is. Loads nothing."""
+
+    async def models(self) -> tuple[ModelInfo, ...]:
+        """What it could serve, the loaded ones first."""
+
+    async def model(self) -> ModelInfo:
+        """The model that this backend is for, with all that the server or file tells of it."""
+
+    async def would_reload(self, options: Options) -> str | None:
+        """A sentence saying what making these options effective would do to a server that is not ours, or None."""
+
+    async def load(self, options: Options) -> Effective:
+        """Make the load part of `options` effective, load the model, and read back what runs.
+
+        A fresh load each time for an engine of our own: that is what a session means. Options that this backend
+        cannot make effective raise `ConfigError`. Raises `OutOfMemory` where it does not fit.
+        """
+
+    async def effective(self) -> Effective:
+        """Read back what runs now, without changing anything."""
+
+    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+        """Send one request and yield its events; ends with `Done`, or raises.
+
+        Closing the iterator early ends the request on the server as well.
+        """
+
+    async def count_tokens(self, text: str) -> int | None:
+        """Tokens of a text by the model's own tokenizer, or None where the server does not offer that."""
+
+    async def activity(self) -> Activity:
+        """Who uses the server now; readings are `Missing` where it cannot be seen."""
+
+    async def remember(self) -> dict[str, Any]:
+        """What is needed to put the server back as it is now; JSON-able. Empty where nothing can be put back."""
+
+    async def restore(self, remembered: dict[str, Any]) -> tuple[str, ...]:
+        """Put it back; returns a sentence for each thing that was put back or could not be."""
+
+    async def close(self) -> None:
+        """End what we started, close connections; never raises, may be called twice."""
