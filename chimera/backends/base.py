@@ -6,7 +6,7 @@ at which its bytes were read from the socket; `chimera.measure` turns events int
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -130,7 +130,7 @@ class Backend(Protocol):
     async def effective(self) -> Effective:
         """Read back what runs now, without changing anything."""
 
-    def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Send one request and yield its events; ends with `Done`, or raises.
 
         Closing the iterator early ends the request on the server as well.

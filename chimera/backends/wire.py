@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,7 +125,7 @@ class Wire:
 
     async def stream(
         self, path: str, body: object, *, timeout_s: float, close: bool = False
-    ) -> AsyncIterator[Opened | Chunk]:
+    ) -> AsyncGenerator[Opened | Chunk, None]:
         """POST `body` and yield `Opened`, then every read from the socket with its time.
 
         `timeout_s` is the longest silence. With `close` the connection is not kept (llama-server closes it after a

@@ -1,0 +1,163 @@
+"""One session: load a configuration, discard a full-length request, then measure.
+
+The session is the unit of replication: requests inside one load are not independent of each other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from chimera.backends.base import Backend, GenerateRequest
+from chimera.domain.measurement import Measurement, Role, VoidReason
+from chimera.domain.options import Options
+from chimera.domain.server import Effective
+from chimera.domain.workload import Workload
+from chimera.errors import ConfigError
+
+from .live import LiveRequest
+from .prompts import Prompt, PromptMaker
+from .request import Timed, measure
+
+_FAILURES_IN_A_ROW = 2
+"""After so many requests in a row without any answer the rest of a session is not tried."""
+_HOPELESS: frozenset[VoidReason] = frozenset({"error", "timeout"})
+
+SessionStage = Literal["loading", "warmup", "measuring"]
+
+
+class Observer(Protocol):
+    """Who wants to know how a session goes on."""
+
+    async def stage(self, stage: SessionStage, request: int) -> None:
+        """A new stage begins; `request` is 1-based among the measured ones, 0 for the discarded one."""
+
+    async def loaded(self, effective: Effective) -> None:
+        """The configuration is loaded and was read back."""
+
+    async def measured(self, timed: Timed) -> None:
+        """A request has ended."""
+
+    async def checkpoint(self) -> None:
+        """Between requests: returns when work may go on; raises to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOutcome:
+    """What a session gave."""
+
+    measurements: tuple[Measurement, ...]
+    void_reason: VoidReason | None
+    """Set where no request of it counts: the commonest reason."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_prompt_file(path: str) -> str:
+    """The user's own prompt. Raises `ConfigError` naming the file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--prompt-file {path} cannot be read as UTF-8 text: {error}") from error
+    if not text.strip():
+        raise ConfigError(f"--prompt-file {path} is empty: there is nothing to measure.")
+    return text
+
+
+class PromptSource:
+    """The prompts of a workload: generated ones, or the user's own with or without a nonce in front."""
+
+    def __init__(self, backend: Backend, workload: Workload, seed: int) -> None:
+        self._backend = backend
+        self._fixed = workload.fixed_prompt
+        self._own = read_prompt_file(workload.prompt_file) if workload.prompt_file else None
+        self._maker = PromptMaker(seed, workload.prompt_tokens, backend.count_tokens)
+        self._nonces = PromptMaker(seed, 1, self._no_count)
+
+    async def make(self, round_: int, request: int) -> Prompt:
+        """The prompt of one request of one round."""
+        if self._fixed:
+            round_ = request = 0
+        if self._own is None:
+            return await self._maker.make(round_, request)
+        text = self._own
+        if not self._fixed:
+            text = f"{(await self._nonces.make(round_, request)).text}\n{text}"
+        return Prompt(text, len(text.split()), await self._backend.count_tokens(text))
+
+    def learn(self, prompt: Prompt, measurement: Measurement) -> None:
+        """Correct the length of later prompts, where the server offers no tokenizer."""
+        if measurement.prompt_tokens is not None:
+            self._maker.learn(prompt, measurement.prompt_tokens)
+
+    @staticmethod
+    async def _no_count(_: str) -> None:
+        return None
+
+
+async def run_session(
+    backend: Backend,
+    options: Options,
+    workload: Workload,
+    prompts: PromptSource,
+    observer: Observer,
+    *,
+    seed: int,
+    round_: int = 1,
+    live: LiveRequest | None = None,
+) -> SessionOutcome:
+    """Load `options`, discard one full-length request, measure `workload.requests`.
+
+    What the server does wrong with a request ends as a void measurement. Raises `BackendError` kinds where the
+    configuration cannot be loaded, and whatever `observer.checkpoint` raises.
+    """
+    await observer.checkpoint()
+    await observer.stage("loading", 0)
+    before = time.perf_counter()
+    effective = await backend.load(options)
+    facts: dict[str, Any] = {"load_s": time.perf_counter() - before}
+    await observer.loaded(effective)
+    results: list[Measurement] = []
+    warm_loads_s: list[float] = []
+    failures = 0
+    for number in range(workload.requests + 1):
+        role: Role = "measure" if number else "warmup"
+        await observer.checkpoint()
+        await observer.stage("measuring" if number else "warmup", number)
+        prompt = await prompts.make(round_, number)
+        request = GenerateRequest(
+            prompt=prompt.text,
+            output_tokens=workload.output_tokens,
+            options=options,
+            seed=seed,
+            cache_prompt=workload.fixed_prompt,
+            timeout_s=workload.timeout_s,
+        )
+        timed = await measure(
+            backend,
+            request,
+            prompt,
+            role=role,
+            warm_loads_s=warm_loads_s,
+            live=live,
+            cache_allowed=workload.fixed_prompt,
+        )
+        prompts.learn(prompt, timed.measurement)
+        results.append(timed.measurement)
+        await observer.measured(timed)
+        if timed.measurement.void_reason is None and timed.measurement.load_s is not None:
+            warm_loads_s.append(timed.measurement.load_s)
+        failures = failures + 1 if timed.measurement.void_reason in _HOPELESS else 0
+        if failures >= _FAILURES_IN_A_ROW:
+            break
+    return SessionOutcome(tuple(results), _void(results), facts)
+
+
+def _void(results: list[Measurement]) -> VoidReason | None:
+    measured = [result for result in results if result.role == "measure"] or results
+    if any(result.valid for result in measured):
+        return None
+    reasons = Counter(result.void_reason for result in measured if result.void_reason)
+    return reasons.most_common(1)[0][0]
