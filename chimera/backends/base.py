@@ -98,15 +98,29 @@ class Activity:
 class Backend(Protocol):
     """A server with one model. All methods raise `chimera.errors.BackendError` kinds, never a library's own."""
 
-    kind: ServerKind
-    owned: bool
-    """Chimera started this engine: it may be reloaded, and is ended by `close`."""
-    load_options: frozenset[str]
-    """Load options that this backend can make effective."""
-    sampling_options: frozenset[str]
-    """Options that it can send with a request."""
-    headers_mark_slot: bool
-    """Response headers arrive when the request gets its slot, so that send-to-headers is the queue's time."""
+    @property
+    def kind(self) -> ServerKind:
+        """What speaks at the other end."""
+
+    @property
+    def owned(self) -> bool:
+        """Chimera started this engine: it may be reloaded, and is ended by `close`."""
+
+    @property
+    def load_options(self) -> frozenset[str]:
+        """Load options that this backend can make effective."""
+
+    @property
+    def sampling_options(self) -> frozenset[str]:
+        """Options that it can send with a request."""
+
+    @property
+    def headers_mark_slot(self) -> bool:
+        """Response headers arrive when the request gets its slot, so that send-to-headers is the queue's time."""
+
+    @property
+    def url(self) -> str | None:
+        """The server's address; None while an engine of our own does not run."""
 
     async def connect(self) -> ServerInfo:
         """Reach the server (or make ready to start it) and say what it is. Loads nothing."""

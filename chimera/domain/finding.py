@@ -27,6 +27,10 @@ class Evidence:
     window_s: float | None = None
     source: Source = "measured"
     unit: str = ""
+    via: str = ""
+    """Where it was read: `own timings`, `/api/ps`, `NVML counters`, `journal`, ..."""
+    series: tuple[tuple[float, float], ...] = ()
+    """The points behind the figure, (seconds, value) with the first at 0, where a little chart helps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +52,8 @@ class Cause:
     speaks_against: tuple[Evidence, ...] = ()
     share: float | None = None
     """Part of the symptom that it explains, 0 to 1, where that can be told."""
+    check: str = ""
+    """What would tell, where the evidence at hand cannot."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,3 +71,5 @@ class Finding:
     since: float | None = None
     """Wall clock when it was first seen."""
     session: int | None = None
+    subject: str = ""
+    """What it is about where there are several of a kind: a GPU's UUID."""

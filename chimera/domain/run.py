@@ -95,6 +95,8 @@ class Run:
     ended_at: float | None = None
     error: str | None = None
     name: str | None = None
+    seq: int = 0
+    """Order of creation in its journal, from 1; the key for paging through older runs. 0 = not from a journal."""
 
 
 @dataclass(frozen=True, slots=True)

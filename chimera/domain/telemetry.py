@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .readings import PENDING, Missing, Reading
+from .readings import PENDING, Missing, Reading, Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,12 @@ class GpuInfo:
     mig: bool = False
     parent: str | None = None
     """UUID of the GPU that this MIG instance belongs to."""
+    bus_id: str = ""
+    """PCI address as the kernel writes it, `0000:01:00.0`; empty where there is none."""
+    persistence: bool | None = None
+    """Persistence mode; off, each first opening of the GPU costs a driver start of a second or more."""
+    slices: int | None = None
+    """Of a MIG instance: its share of the GPU's compute slices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +48,7 @@ class GpuProcess:
 
     pid: int
     name: str
-    """`?` where the pid is not one of this host's (containers, WSL)."""
+    """`?` where the pid cannot be tied to a process seen from here (containers, WSL): never act on such a pid."""
     vram_bytes: Reading = PENDING
     sm_percent: Reading = PENDING
 
@@ -57,6 +63,8 @@ class Throttle:
     """Part of the window, 0 to 1."""
     source: str
     """`counter` (monotonic time counters: nothing is missed) or `bits` (seen in samples)."""
+    seconds: float | None = None
+    """Within the window; None where only samples tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +105,40 @@ class GpuSample:
     throttle_s: dict[str, Reading] = field(default_factory=dict)
     """Seconds each reason has held, monotonic counters by the ids of `Throttle.reason`."""
     throttles: tuple[Throttle, ...] = ()
-    """Over the time since the last sample."""
+    """Over the time since the last sample, most severe first; a GPU that merely idles is not among them."""
+    window_s: float = 0.0
+    """Length of that time; 0 for a first sample."""
+    lost: Missing | None = None
+    """Set where the whole GPU is gone or asleep: why, and since when."""
     ecc_errors: Reading = PENDING
     remapped_rows: Reading = PENDING
     xids: tuple[int, ...] = ()
     """Critical errors that the driver reported since the collector started, oldest first."""
     processes: tuple[GpuProcess, ...] | Missing = PENDING
+
+
+@dataclass(frozen=True, slots=True)
+class GpuCounters:
+    """The monotonic counters of one GPU, cheap enough for the two ends of a request."""
+
+    uuid: str
+    at: float
+    energy_j: Reading = PENDING
+    throttle_s: dict[str, Reading] = field(default_factory=dict)
+    """As in `GpuSample.throttle_s`."""
+
+
+@dataclass(frozen=True, slots=True)
+class VramParts:
+    """What fills a GPU's memory, as people think of it, in bytes, or why that is unknown."""
+
+    weights_bytes: Reading = PENDING
+    kv_bytes: Reading = PENDING
+    compute_bytes: Reading = PENDING
+    """Buffers of the engine other than weights and KV cache."""
+    foreign_bytes: Reading = PENDING
+    """Of processes that are not the model server's."""
+    source: Source = "derived"
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +152,16 @@ class GpuState:
     missing: Missing | None = None
     """Why there is no GPU to show: no driver, a driver that does not match its library, none installed."""
     driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessShare:
+    """A process that uses the processor."""
+
+    pid: int
+    name: str
+    cpu_percent: float
+    """In percent of one core."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +197,8 @@ class HostSample:
     """Of everything that is neither the engine nor Chimera, in percent of all cores."""
     own_cpu_percent: Reading = PENDING
     """Of Chimera itself, in percent of one core."""
+    foreign: tuple[ProcessShare, ...] = ()
+    """Who the foreign users are, largest first; looked up only while their share is worth it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +246,32 @@ class ServerSample:
     """Where it was read: `/slots`, `/metrics`, `child /slots`, `/api/ps`."""
     note: str = ""
     """What cannot be seen, and why."""
+    reachable: bool = True
+    """It answered, or is known to be at work on a prompt and too busy to answer."""
+    prefilling: bool = False
+    """At least one slot reads a prompt: its rate is 0 for that reason."""
+    rate_window_s: float = 0.0
+    """Time over which `rate` was taken; 0 where there is none."""
+    tokens_total: Reading = PENDING
+    """Tokens seen generated since the watch began, for all clients."""
+    engine_pids: tuple[int, ...] = ()
+    """Processes of this server on this host, where they are known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What watching itself costs, so that it can stand beside a result."""
+
+    nvml_calls: int = 0
+    """Driver calls since the start."""
+    gpu_s: float = 0.0
+    """Wall time of the last GPU reading."""
+    host_s: float = 0.0
+    server_s: float = 0.0
+    cpu_s: float = 0.0
+    """Processor time of the telemetry thread for the last snapshot."""
+    quiet: bool = False
+    """Costly reads were paused because a request was being timed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,3 +282,4 @@ class Snapshot:
     gpus: GpuState
     host: HostSample
     server: ServerSample | None = None
+    cost: Cost = Cost()

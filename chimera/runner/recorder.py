@@ -1,0 +1,232 @@
+"""Writes a run into the journal while it goes on, without ever holding up a timestamp.
+
+Finished things (measurements, sessions, effective settings) are written between requests. Live progress and telemetry
+are written by threads of their own at their own pace.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chimera.backends.base import Backend
+from chimera.domain.measurement import Measurement
+from chimera.domain.readings import number
+from chimera.domain.run import Progress, Run, Session
+from chimera.domain.server import Effective
+from chimera.errors import BackendError
+from chimera.measure.live import LiveRequest
+from chimera.measure.request import Timed
+from chimera.measure.session import SessionStage
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+PROGRESS_S = 0.2
+YIELD_S = 300.0
+"""Longest wait for another client of the server to finish; after it the request is sent, and void by rule."""
+
+
+class Gate:
+    """Pause, resume and stop, as asked through the journal."""
+
+    def __init__(self) -> None:
+        self._open = asyncio.Event()
+        self._open.set()
+
+    @property
+    def paused(self) -> bool:
+        """Work waits at its next checkpoint, or does so already."""
+        return not self._open.is_set()
+
+    def pause(self) -> None:
+        """Wait at the next checkpoint."""
+        self._open.clear()
+
+    def resume(self) -> None:
+        """Go on."""
+        self._open.set()
+
+    async def passed(self) -> None:
+        """Returns when work may go on."""
+        await self._open.wait()
+
+
+class ProgressWriter:
+    """Writes `Progress` about 5 times a second from a thread of its own, and only when it changed."""
+
+    def __init__(self, journal: Journal, run_id: str, live: LiveRequest) -> None:
+        self._journal = journal
+        self._run_id = run_id
+        self._live = live
+        self._base = Progress("starting", time.time())
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write, name="progress", daemon=True)
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    def show(self, base: Progress) -> None:
+        """What holds until the next call; the counters of the request in flight are added at each writing."""
+        self._base = base
+
+    @property
+    def base(self) -> Progress:
+        """What was last shown."""
+        return self._base
+
+    def stop(self) -> None:
+        """Write once more and end."""
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def _write(self) -> None:
+        last: Progress | None = None
+        while True:
+            ended = self._ended.wait(PROGRESS_S)
+            base, live = self._base, self._live
+            now = base
+            if base.stage in {"warmup", "measuring"}:
+                now = replace(base, tokens=live.tokens, rate=live.rate, ttft_s=live.ttft_s)
+            if now != last:
+                last = now
+                self._journal.set_progress(self._run_id, replace(now, at=time.time()))
+            if ended:
+                return
+
+
+class Recorder:
+    """Observes a session for the journal (an `Observer` of `chimera.measure.session`)."""
+
+    def __init__(self, journal: Journal, run: Run, backend: Backend, progress: ProgressWriter, gate: Gate) -> None:
+        self._journal = journal
+        self._run = run
+        self._backend = backend
+        self._progress = progress
+        self._gate = gate
+        self._session = Session(0, "")
+        self._sessions = 0
+        self._request_s: list[float] = []
+        self._session_s: list[float] = []
+        self._begun = 0.0
+        self._stage: SessionStage = "loading"
+        self._request = 0
+        self.on_timing: Callable[[bool], None] = lambda _: None
+        """Called with True when a request of ours is about to be timed, with False when it has ended."""
+
+    async def begin(self, session: Session, sessions: int, options: dict[str, object]) -> None:
+        """A session begins; `sessions` are planned in all."""
+        self._session, self._sessions = session, sessions
+        self._begun = time.monotonic()
+        await asyncio.to_thread(
+            self._journal.begin_session, self._run.id, replace(session, state="running", started_at=time.time())
+        )
+        self._progress.show(
+            Progress(
+                "loading",
+                time.time(),
+                session=min(sessions, session.seq) if sessions else session.seq,
+                sessions=sessions,
+                requests=self._run.workload.requests,
+                candidate=session.candidate,
+                options=dict(options),
+                tokens_planned=self._run.workload.output_tokens,
+                url=self._progress.base.url,
+                pid=self._progress.base.pid,
+            )
+        )
+
+    async def end(self, session: Session) -> None:
+        """A session has ended; it is complete in the journal from now on."""
+        self._session_s.append(time.monotonic() - self._begun)
+        await asyncio.to_thread(
+            self._journal.end_session,
+            self._run.id,
+            session.seq,
+            session.state,
+            void_reason=session.void_reason,
+            facts=session.facts,
+        )
+
+    async def stage(self, stage: SessionStage, request: int) -> None:
+        """A stage of the session begins."""
+        self._stage, self._request = stage, request
+        self.on_timing(stage != "loading")
+        self._progress.show(
+            replace(self._progress.base, stage=stage, request=request, eta_s=self._eta(request), text="", tokens=0)
+        )
+
+    async def loaded(self, effective: Effective) -> None:
+        """The configuration runs."""
+        self._progress.show(replace(self._progress.base, url=self._backend.url, pid=effective.pid))
+        await asyncio.to_thread(self._journal.set_effective, self._run.id, self._session.candidate, effective)
+        for note in effective.notes:
+            await asyncio.to_thread(self._journal.log, self._run.id, note, "notice")
+
+    async def measured(self, timed: Timed) -> None:
+        """A request has ended."""
+        self.on_timing(False)
+        self._request_s.append(timed.measurement.total_s)
+        await asyncio.to_thread(self._journal.add_measurement, self._run.id, self._session.seq, timed.measurement)
+        word = _words(timed.measurement, self._request)
+        await asyncio.to_thread(
+            self._journal.log, self._run.id, word, "warn" if timed.measurement.void_reason else "info"
+        )
+
+    async def checkpoint(self) -> None:
+        """Wait while paused, and while another client uses a server that is not ours."""
+        if self._gate.paused:
+            before = self._progress.base
+            await asyncio.to_thread(self._journal.set_state, self._run.id, "paused")
+            self._progress.show(replace(before, stage="paused", eta_s=None, text="paused: space or `chimera resume`"))
+            await self._gate.passed()
+            await asyncio.to_thread(self._journal.set_state, self._run.id, "running")
+            self._progress.show(before)
+        if not self._backend.owned:
+            await self._give_way()
+
+    async def _give_way(self) -> None:
+        began = time.monotonic()
+        said = False
+        while time.monotonic() - began < YIELD_S:
+            try:
+                activity = await self._backend.activity()
+            except BackendError:
+                return
+            if not number(activity.busy):
+                return
+            if not said:
+                said = True
+                text = "waiting: another client is using the server"
+                self._progress.show(replace(self._progress.base, text=text))
+                await asyncio.to_thread(self._journal.log, self._run.id, text, "notice")
+            await asyncio.sleep(0.5)
+
+    def _eta(self, request: int) -> float | None:
+        """Seconds left, from what sessions and requests have taken so far in this run; None until one has ended."""
+        left_here = self._run.workload.requests + 1 - request
+        if not self._request_s:
+            return None
+        here = statistics.median(self._request_s) * left_here
+        sessions_left = max(0, self._sessions - self._session.seq)
+        each = statistics.median(self._session_s) if self._session_s else None
+        if sessions_left and each is None:
+            each = statistics.median(self._request_s) * (self._run.workload.requests + 1)
+        return here + sessions_left * (each or 0.0)
+
+
+def _words(measurement: Measurement, request: int) -> str:
+    """One line for the log."""
+    which = f"request {request}" if measurement.role == "measure" else "first request (discarded)"
+    if measurement.void_reason:
+        return f"{which}: void, {measurement.void_reason}" + (f" — {measurement.error}" if measurement.error else "")
+    rate = f"{measurement.rate:.1f} tok/s" if measurement.rate is not None else "no rate"
+    ttft = f", TTFT {measurement.ttft_s:.3f} s" if measurement.ttft_s is not None else ""
+    return f"{which}: {rate}{ttft}, {measurement.completion_tokens} tokens in {measurement.total_s:.2f} s"

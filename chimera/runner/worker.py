@@ -1,0 +1,254 @@
+"""The worker process: plan -> sessions -> journal. One process a run; it outlives every screen.
+
+`kill -9` loses at most the session in flight: what is finished is in the journal, and a resumed run repeats nothing
+of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from chimera.backends.base import Backend
+from chimera.domain.measurement import VoidReason
+from chimera.domain.options import Options
+from chimera.domain.run import Run, RunState, Session, SessionState, Trial
+from chimera.errors import BackendError, BackendRefused, ChimeraError, ConfigError
+from chimera.measure.live import LiveRequest
+from chimera.measure.session import PromptSource, run_session
+
+from .recorder import Gate, ProgressWriter, Recorder
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+CONTROL_S = 0.2
+_log = logging.getLogger(__name__)
+
+
+def main(run_id: str) -> int:
+    """Work on a run until it is done, stopped or failed. Returns the exit code of `chimera worker`."""
+    from chimera.store.journal import Journal
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s", stream=sys.stderr)
+    journal = Journal.open()
+    try:
+        run = journal.run(run_id)
+        with journal.worker_lock(run.id):
+            return asyncio.run(Worker(journal, run).work())
+    except ChimeraError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    finally:
+        journal.close()
+
+
+class Worker:
+    """Works on one run."""
+
+    def __init__(self, journal: Journal, run: Run) -> None:
+        self._journal = journal
+        self._run = run
+        self._gate = Gate()
+        self._live = LiveRequest()
+        self._progress = ProgressWriter(journal, run.id, self._live)
+        self._stop_reason: str | None = None
+        self._work: asyncio.Task[None] | None = None
+
+    async def work(self) -> int:
+        """Run it to its end, whichever that is."""
+        journal, run = self._journal, self._run
+        journal.interrupt(run.id)
+        journal.take_commands(run.id)  # what was asked of an earlier worker is not meant for this one
+        loop = asyncio.get_running_loop()
+        for name in ("SIGTERM", "SIGINT"):
+            with suppress(NotImplementedError):
+                loop.add_signal_handler(getattr(signal, name), self._stop, f"the worker was ended by {name}")
+        with suppress(AttributeError, ValueError):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self._work = asyncio.create_task(self._measure())
+        control = asyncio.create_task(self._control())
+        state: RunState = "done"
+        error, code = None, 0
+        try:
+            await self._work
+        except asyncio.CancelledError:
+            state, error, code = "stopped", self._stop_reason, 4
+        except ChimeraError as problem:
+            state, error, code = "failed", str(problem), problem.exit_code
+        except Exception as problem:  # noqa: BLE001 - the edge of the process: whatever it is, the journal must say it
+            _log.exception("the worker failed")
+            state, error, code = "failed", f"{type(problem).__name__}: {problem} (a defect: see the worker's log)", 1
+        finally:
+            control.cancel()
+            journal.interrupt(run.id)
+            self._progress.stop()
+        journal.log(
+            run.id,
+            {"done": "done", "stopped": "stopped"}.get(state, error or state),
+            "error" if state == "failed" else "info",
+        )
+        journal.set_state(run.id, state, error)
+        return code
+
+    def _stop(self, reason: str) -> None:
+        self._stop_reason = reason
+        self._gate.resume()
+        if self._work is not None:
+            self._work.cancel()
+
+    async def _control(self) -> None:
+        """Do what is asked through the journal."""
+        while True:
+            for command in await asyncio.to_thread(self._journal.take_commands, self._run.id):
+                if command == "stop":
+                    self._stop("stopped by the user")
+                elif command == "pause" and not self._gate.paused:
+                    self._gate.pause()
+                    self._journal.log(self._run.id, "pause asked for: the request in flight is finished first")
+                elif command == "resume" and self._gate.paused:
+                    self._gate.resume()
+                    self._journal.log(self._run.id, "resumed")
+            await asyncio.sleep(CONTROL_S)
+
+    async def _measure(self) -> None:
+        from chimera.backends.detect import open_backend
+
+        run, journal = self._run, self._journal
+        await self._wait_for(run.plan.get("after"))
+        journal.set_state(run.id, "running")
+        journal.log(run.id, f"worker {os.getpid()} began")
+        self._progress.start()
+        backend = open_backend(run.target)
+        touched = False
+        try:
+            self._progress.show(replace(self._progress.base, text="reaching the server"))
+            server = await backend.connect()
+            model = await backend.model()
+            journal.identify(run.id, server=server, model=model, host=host_facts())
+            self._run = run = journal.run(run.id)
+            await self._ask_before_reload(backend)
+            if not backend.owned:
+                remembered = await backend.remember()
+                if remembered:
+                    journal.remember(run.id, server.url, remembered)
+                touched = bool(remembered)
+            recorder = Recorder(journal, run, backend, self._progress, self._gate)
+            prompts = PromptSource(backend, run.workload, run.seed)
+            async for session, total in self._sessions():
+                trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
+                await self._one(backend, session, trial, total, recorder, prompts)
+        finally:
+            self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
+            # A stop must not cut this short: what we changed on the user's server is put back first.
+            await asyncio.shield(self._leave(backend, touched))
+
+    async def _wait_for(self, before: str | None) -> None:
+        """Stay queued until another run has ended, however it did."""
+        while before is not None and await asyncio.to_thread(self._journal.is_held, before):  # noqa: ASYNC110 - a lock
+            await asyncio.sleep(CONTROL_S)
+
+    async def _leave(self, backend: Backend, touched: bool) -> None:
+        if touched:
+            try:
+                for kept in self._journal.remembered(self._run.id):
+                    for words in await backend.restore(kept.data):
+                        self._journal.log(self._run.id, words, "notice")
+                self._journal.restored(self._run.id)
+            except BackendError as error:
+                self._journal.log(self._run.id, f"the server's settings could not be put back: {error}", "warn")
+        await backend.close()
+
+    async def _ask_before_reload(self, backend: Backend) -> None:
+        """Rule: a server that is not ours is not made to reload without a yes."""
+        if backend.owned or self._run.target.assume_yes:
+            return
+        for trial in self._journal.trials(self._run.id):
+            words = await backend.would_reload(self._options(backend, trial))
+            if words:
+                raise ConfigError(f"{words} Say yes with --yes, or in the UI when it asks.")
+
+    def _options(self, backend: Backend, trial: Trial) -> Options:
+        """What of the requested options goes to this server."""
+        possible = backend.load_options | backend.sampling_options
+        left = [name for name in trial.requested.as_dict() if name not in possible]
+        if not left:
+            return trial.requested
+        strict = [name for name in left if name not in self._run.plan.get("lenient", ())]
+        if strict:
+            raise ConfigError(
+                f"{', '.join(strict)} cannot be set on this server ({backend.kind}): its start decides. "
+                "Leave the option out, or restart the server with it."
+            )
+        return trial.requested.only(possible)
+
+    async def _sessions(self) -> AsyncIterator[tuple[Session, int]]:
+        """The sessions that are still to be done, in order, each with how many are planned in all."""
+        done = [one for one in self._journal.sessions(self._run.id) if one.state == "done"]
+        used = max((one.seq for one in self._journal.sessions(self._run.id)), default=0)
+        if not done:
+            yield Session(used + 1, "c0"), 1
+
+    async def _one(
+        self,
+        backend: Backend,
+        session: Session,
+        trial: Trial,
+        total: int,
+        recorder: Recorder,
+        prompts: PromptSource,
+    ) -> None:
+        run = self._run
+        options = self._options(backend, trial)
+        if options != trial.requested:
+            left = sorted(set(trial.requested.as_dict()) - set(options.as_dict()))
+            self._journal.log(run.id, f"{', '.join(left)}: not settable on this server, measured as it runs", "notice")
+        await recorder.begin(session, total, dict(trial.requested.as_dict()))
+        try:
+            outcome = await run_session(
+                backend, options, run.workload, prompts, recorder, seed=run.seed, round_=session.round, live=self._live
+            )
+        except BackendError as error:
+            reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
+            await recorder.end(replace(session, state="void", void_reason=reason, facts={"error": str(error)}))
+            raise
+        state: SessionState = "void" if outcome.void_reason else "done"
+        await recorder.end(
+            replace(session, state=state, void_reason=outcome.void_reason, ended_at=time.time(), facts=outcome.facts)
+        )
+
+
+def host_facts() -> dict[str, object]:
+    """What a reader of the results must know of this machine. No names of people or hosts."""
+    import platform
+
+    import psutil
+
+    return {
+        "system": platform.system(),
+        "release": platform.release(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "cores": psutil.cpu_count(logical=False),
+        "threads": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "cpu": _cpu_name(),
+    }
+
+
+def _cpu_name() -> str | None:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123 - a kernel file, not a path of ours
+            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
+    except OSError:
+        import platform
+
+        return platform.processor() or None

@@ -1,0 +1,316 @@
+"""The app: a table of contents. Threads feed the state, screens paint it, actions ask the journal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import ClassVar, Literal
+
+from textual import on, work
+from textual.app import App, SystemCommand
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.worker import Worker, WorkerState, get_current_worker
+
+from chimera.cli.ui import UiOptions
+from chimera.domain.options import LOAD_OPTIONS
+from chimera.domain.preset import Preset
+from chimera.domain.run import Target
+from chimera.domain.server import ServerInfo
+from chimera.domain.text import plain
+
+from . import feeds, requests
+from .messages import ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .screens.ask import Answer, Ask
+from .screens.dashboard import Dashboard
+from .screens.help import Help
+from .screens.servers import PickServer
+from .state import LiveState
+
+
+def open_ui(options: UiOptions) -> int:
+    """Run the UI until the user leaves; says on the way out what goes on without it. Returns the exit code."""
+    app = ChimeraApp(options)
+    app.run()
+    if app.farewell:
+        sys.stdout.write(f"{app.farewell}\n")
+    return app.return_code or 0
+
+
+class ChimeraApp(App[None]):
+    """Watches and steers; measures nothing itself."""
+
+    TITLE = "Chimera"
+    MODES: ClassVar[dict[str, type[Screen[None]]]] = {"dashboard": Dashboard}  # type: ignore[assignment]
+    DEFAULT_MODE = "dashboard"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(str(digit), f"preset({digit})", "Preset", show=False, tooltip="Run the preset on this key")
+            for digit in range(1, 10)
+        ),
+        Binding("1", "preset(1)", "Presets", key_display="1-9", id="presets"),
+        Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
+        Binding("x", "stop", "Stop", id="stop", tooltip="Stop the run; what was measured is kept"),
+        Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
+        Binding("question_mark", "help", "Help", key_display="?", id="help"),
+        Binding("q", "quit", "Leave", id="leave", tooltip="A run goes on"),
+    ]
+
+    def __init__(self, options: UiOptions) -> None:
+        super().__init__()
+        self.options = options
+        self.state = LiveState()
+        self.farewell = ""
+        over_ssh = bool(os.environ.get("SSH_CONNECTION"))
+        self.paint_s = 1.0 if over_ssh else 0.5
+        self.telemetry = feeds.TelemetryFeed(self.post_message, 1.0)
+        self.journal = feeds.JournalFeed(self.post_message)
+        self.journal.follow(options.attach)
+        if options.embedded:
+            self.state.target = Target("embedded", assume_yes=True)
+
+    def on_mount(self) -> None:
+        """Start the threads; the first paint does not wait for them."""
+        self.set_interval(self.paint_s, self.paint)
+        self.call_after_refresh(self.start_feeds)
+
+    def start_feeds(self) -> None:
+        """Everything that needs heavy imports begins here, after the first paint."""
+        self._watch_machine()
+        self._watch_journal()
+        if self.state.target is None:
+            self.look_for_servers(self.options.server)
+
+    # Threads -----------------------------------------------------------------------------------------------------
+
+    @work(thread=True, group="telemetry", exit_on_error=False)
+    def _watch_machine(self) -> None:
+        self.telemetry.run(get_current_worker())
+
+    @work(thread=True, group="journal", exit_on_error=False)
+    def _watch_journal(self) -> None:
+        self.journal.run(get_current_worker())
+
+    @work(thread=True, group="servers", exclusive=True, exit_on_error=False)
+    def look_for_servers(self, url: str | None) -> None:
+        """Ask around which servers answer."""
+        feeds.find_servers(self.post_message, url)
+
+    @work(thread=True, group="models", exclusive=True, exit_on_error=False)
+    def ask_models(self, server: ServerInfo) -> None:
+        """Ask a server for its models."""
+        feeds.list_models(self.post_message, server)
+
+    @on(Worker.StateChanged)
+    def _thread_changed(self, event: Worker.StateChanged) -> None:
+        if event.state == WorkerState.ERROR:
+            self.tell(f"{event.worker.group} has ended by a defect: {event.worker.error!r}", "error")
+
+    # What the threads say ----------------------------------------------------------------------------------------
+
+    @on(SnapshotTaken)
+    def _snapshot(self, message: SnapshotTaken) -> None:
+        self.state.snapshot = message.snapshot
+
+    @on(RunChanged)
+    def _run_changed(self, message: RunChanged) -> None:
+        before = self.state.update.run.state if self.state.update else None
+        other = self.state.take(message.update)
+        run, progress = message.update.run, message.update.progress
+        board = self.board
+        if board is not None:
+            if other:
+                board.other_run()
+                board.mark(time.monotonic(), "P" if run.preset else "R")
+            for event in message.update.events:
+                board.log_line(event.text, at=event.at, level=event.level)
+            if run.state == "crashed" and before != "crashed":
+                self.tell(f"run {run.id}: its worker is gone. `chimera resume {run.id}` goes on where it was.", "warn")
+        url = progress.url if progress and self.state.running else None
+        pids = (progress.pid,) if progress and progress.pid and self.state.running else ()
+        watched = ServerInfo("embedded", url) if url and run.target.kind == "embedded" else self.state.server
+        self.telemetry.watch(watched if watched and watched.url else None, pids)
+        if other or run.state != before:
+            self.paint()
+
+    @on(ServersFound)
+    def _servers_found(self, message: ServersFound) -> None:
+        self.state.servers, self.state.explanation = message.found, message.explanation
+        if message.found and self.state.target is None:
+            first = message.found[0]
+            self.choose(Target(first.kind, url=first.url, model=self.options.model))
+        elif not message.found and self.state.target is None:
+            self.tell(message.explanation, "warn")
+        if isinstance(self.screen, PickServer):
+            self.screen.show_servers(message)
+
+    @on(ModelsListed)
+    def _models_listed(self, message: ModelsListed) -> None:
+        if isinstance(self.screen, PickServer):
+            self.screen.show_models(message)
+
+    @on(Told)
+    def _told(self, message: Told) -> None:
+        self.tell(message.text, message.level)
+
+    # Painting ----------------------------------------------------------------------------------------------------
+
+    @property
+    def board(self) -> Dashboard | None:
+        """The dashboard, once it is there."""
+        for screen in self.screen_stack:
+            if isinstance(screen, Dashboard) and screen.is_mounted:
+                return screen
+        return None
+
+    def paint(self) -> None:
+        """Show the newest of everything."""
+        board = self.board
+        if board is not None:
+            board.paint(self.state, time.monotonic())
+
+    def tell(self, text: str, level: str = "info") -> None:
+        """A line in the log; problems also as a note that is seen from every screen."""
+        if self.board is not None:
+            self.board.log_line(text, at=time.time(), level=level)
+        if level in {"warn", "error"}:
+            self.notify(plain(text), severity="error" if level == "error" else "warning", markup=False, timeout=8)
+
+    # Actions -----------------------------------------------------------------------------------------------------
+
+    def choose(self, target: Target) -> None:
+        """The next run goes there."""
+        self.state.target = target
+        server = self.state.server
+        if server is not None:
+            self.tell(f"server: {server.title} {server.url}".rstrip())
+            if not self.state.running:
+                self.telemetry.watch(server if server.url else None)
+
+    def action_preset(self, digit: int) -> None:
+        """Run the preset on this digit."""
+        if self._may_not("start a run"):
+            return
+        preset = requests.preset_on(digit)
+        if preset is None:
+            self.notify(f"No preset on {digit}: put one into {requests.preset_folder()}.", markup=False)
+        elif self.state.target is None:
+            self.notify(f"{plain(self.state.explanation)} Press m to pick one.", severity="warning", markup=False)
+        else:
+            self._start(preset)
+
+    @work(exit_on_error=False, group="ask", exclusive=True)
+    async def _start(self, preset: Preset) -> None:
+        """Ask what has to be asked, then hand the run to a worker."""
+        target = self.state.target
+        assert target is not None
+        after: str | None = None
+        if self.state.running and self.state.update is not None:
+            current = self.state.update.run
+            chosen = await self.push_screen_wait(
+                Ask(
+                    f"Run {current.id} goes on. What about “{preset.title}”?",
+                    (
+                        Answer("n", "queue", "run it next, after this one"),
+                        Answer("r", "replace", "stop this run (it can be resumed) and run it now"),
+                        Answer("c", "cancel", "leave things as they are"),
+                    ),
+                    title="A run goes on",
+                )
+            )
+            if chosen not in {"queue", "replace"}:
+                return
+            after = current.id
+            if chosen == "replace":
+                self.journal.do(lambda journal: requests.send(journal, current.id, "stop"))
+        loads = preset.options.as_dict().keys() & LOAD_OPTIONS
+        if target.kind == "ollama" and loads and not self.state.reload_agreed:
+            names = ", ".join(sorted(loads))
+            yes = await self.push_screen_wait(
+                Ask(
+                    f"“{preset.title}” sets {names}. {self.state.server.title if self.state.server else 'The server'} "
+                    "may have to reload its model for it; other clients wait meanwhile. Its present settings are put "
+                    "back at the end of the run.",
+                    (
+                        Answer("y", "yes", "go on; do not ask again until I leave"),
+                        Answer("n", "no", "leave the server as it is"),
+                    ),
+                    title="This server is not Chimera's",
+                )
+            )
+            if yes != "yes":
+                return
+            self.state.reload_agreed = True
+        target = requests.agreed(target, self.state.reload_agreed)
+        self.tell(f"starting “{preset.title}” …")
+        self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after))
+
+    def action_pause(self) -> None:
+        """Pause or resume the followed run."""
+        update = self.state.update
+        if self._may_not("pause a run") or update is None or not self.state.running:
+            return
+        command: Literal["pause", "resume"] = "resume" if update.run.state == "paused" else "pause"
+        self.journal.do(lambda journal: requests.send(journal, update.run.id, command))
+
+    @work(exit_on_error=False, group="ask", exclusive=True)
+    async def action_stop(self) -> None:
+        """Stop the followed run, after one question."""
+        update = self.state.update
+        if self._may_not("stop a run") or update is None or not self.state.running:
+            return
+        answer = await self.push_screen_wait(
+            Ask(
+                f"Stop run {update.run.id}? What was measured is kept, and `chimera resume {update.run.id}` goes on.",
+                (Answer("y", "stop", "stop it"), Answer("n", "no", "let it run")),
+                title="Stop",
+            )
+        )
+        if answer == "stop":
+            self.journal.do(lambda journal: requests.send(journal, update.run.id, "stop"))
+
+    @work(exit_on_error=False, group="ask", exclusive=True)
+    async def action_server(self) -> None:
+        """Pick server and model."""
+        if self._may_not("change the server"):
+            return
+        if not self.state.servers:
+            self.look_for_servers(None)
+        target = await self.push_screen_wait(PickServer(self.state.servers, self.state.explanation))
+        if target is not None:
+            self.choose(target)
+
+    def action_help(self) -> None:
+        """Keys, words, and the help of the focused panel."""
+        about = next((one.HELP for one in [self.focused] if one is not None and one.HELP), None)
+        self.push_screen(Help(about))
+
+    async def action_quit(self) -> None:
+        """Leave; a run goes on."""
+        if self.state.running and self.state.update is not None:
+            run = self.state.update.run
+            self.farewell = f"run {run.id} goes on: `chimera attach {run.id}` or `chimera` comes back to it."
+            with suppress(OSError):
+                from chimera.runner.launch import ends_with_login
+
+                if ends_with_login():
+                    self.farewell += "\nThis system ends your processes at logout: the run ends with your login."
+        self.exit()
+
+    def _may_not(self, what: str) -> bool:
+        if self.options.read_only:
+            self.notify(f"--read-only: this UI cannot {what}.", severity="warning")
+        return self.options.read_only
+
+    def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
+        """The command palette: Textual's own, and ours."""
+        yield from super().get_system_commands(screen)
+        for preset in requests.presets():
+            key = f" (key {preset.digit})" if preset.digit else ""
+            yield SystemCommand(f"Run {preset.title}{key}", str(preset.options), lambda one=preset: self._start(one))
+        yield SystemCommand("Pick server and model", "Which server the next run goes to", self.action_server)
+        yield SystemCommand("Stop the run", "What was measured is kept", self.action_stop)
+        yield SystemCommand("Pause or resume the run", "After the request in flight", self.action_pause)

@@ -1,0 +1,55 @@
+"""What reaches the app from its threads: frozen facts, past events."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from textual.message import Message
+
+from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.telemetry import Snapshot
+from chimera.runner.follow import Update
+
+
+@dataclass
+class SnapshotTaken(Message):
+    """A new reading of GPUs, host and server is in."""
+
+    snapshot: Snapshot
+
+    def can_replace(self, message: Message) -> bool:
+        """Only the newest reading matters."""
+        return isinstance(message, SnapshotTaken)
+
+
+@dataclass
+class RunChanged(Message):
+    """The followed run has something new."""
+
+    update: Update
+
+
+@dataclass
+class ServersFound(Message):
+    """Detection has ended."""
+
+    found: tuple[ServerInfo, ...]
+    explanation: str
+    """What was tried and what came back, for a person."""
+
+
+@dataclass
+class ModelsListed(Message):
+    """A server has told what it could serve."""
+
+    server: ServerInfo
+    models: tuple[ModelInfo, ...]
+    problem: str | None = None
+
+
+@dataclass
+class Told(Message):
+    """Something for the log: what was done, or why it was not."""
+
+    text: str
+    level: str = "info"

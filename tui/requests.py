@@ -1,0 +1,54 @@
+"""What the UI asks for: presets, and things to do with the journal on its own thread."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from chimera.domain.preset import Preset
+from chimera.domain.run import Target
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+    from .feeds import JournalFeed
+
+
+def presets() -> tuple[Preset, ...]:
+    """The guide's and the user's."""
+    from chimera.presets.loader import all_presets
+
+    return all_presets().presets
+
+
+def preset_on(digit: int) -> Preset | None:
+    """The preset on a key."""
+    return next((one for one in presets() if one.digit == digit), None)
+
+
+def preset_folder() -> Path:
+    """Where the user's own presets lie."""
+    from chimera.presets.loader import user_folder
+
+    return user_folder()
+
+
+def agreed(target: Target, yes: bool) -> Target:
+    """The target with the user's answer to the question whether it may be reloaded."""
+    return replace(target, assume_yes=target.assume_yes or yes)
+
+
+def send(journal: Journal, run_id: str, command: Literal["pause", "resume", "stop"]) -> None:
+    """Ask the worker of a run."""
+    journal.send(run_id, command)
+
+
+def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, after: str | None) -> None:
+    """Create the run of a preset and start its worker; it waits for `after` where that is given."""
+    from chimera.runner.launch import create_run, start_worker
+
+    run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=after)
+    if after is None:
+        feed.follow(run.id)
+    start_worker(journal, run.id)
