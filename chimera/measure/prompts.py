@@ -70,10 +70,11 @@ class PromptMaker:
                 return Prompt(text, take + 1, None)
             if best is None or abs(counted - self._wanted) < abs(best[1] - self._wanted):
                 best = (take, counted)
-            step = self._wanted - counted
-            if step == 0 or not 0 <= take + step <= self._wanted or take + step == take:
+            if counted == self._wanted:
                 break
-            take += step
+            missing = self._wanted - counted
+            step = round(missing * max(1, take) / counted) or (1 if missing > 0 else -1)
+            take = max(0, min(self._wanted, take + step))
         assert best is not None
         return Prompt(" ".join([nonce, *words[: best[0]]]), best[0] + 1, best[1])
 
