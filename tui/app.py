@@ -23,7 +23,7 @@ from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 
 from . import feeds, requests
-from .messages import ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
 from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
 from .screens.help import Help
@@ -49,7 +49,7 @@ class ChimeraApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(digit), f"preset({digit})", "Preset", show=False, tooltip="Run the preset on this key")
-            for digit in range(1, 10)
+            for digit in range(2, 10)
         ),
         Binding("1", "preset(1)", "Presets", key_display="1-9", id="presets"),
         Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
@@ -151,6 +151,31 @@ class ChimeraApp(App[None]):
     def _models_listed(self, message: ModelsListed) -> None:
         if isinstance(self.screen, PickServer):
             self.screen.show_models(message)
+
+    @on(LeftChanged)
+    @work(exit_on_error=False, group="ask")
+    async def _left_changed(self, message: LeftChanged) -> None:
+        if self.options.read_only:
+            return
+        answer = await self.push_screen_wait(
+            Ask(
+                f"Run {message.run_id} was killed and could not put back the settings of {message.server_url}.",
+                (
+                    Answer("y", "yes", "put them back now"),
+                    Answer("l", "later", "ask again at the next start"),
+                    Answer("n", "never", "leave the server as it is"),
+                ),
+                title="Settings left behind",
+            )
+        )
+        if answer == "yes":
+            self.journal.do(lambda journal: requests.put_back(journal, message.run_id, self._say_later))
+        elif answer == "never":
+            self.journal.do(lambda journal: requests.forget_changes(journal, message.run_id))
+
+    def _say_later(self, words: str) -> None:
+        """From a thread."""
+        self.post_message(Told(words, "notice"))
 
     @on(Told)
     def _told(self, message: Told) -> None:

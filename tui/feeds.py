@@ -15,7 +15,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.errors import ChimeraError
 
-from .messages import ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
 
 if TYPE_CHECKING:
     from textual.message import Message
@@ -92,6 +92,8 @@ class JournalFeed:
             return
         try:
             self._follow = self._follow or _active(journal)
+            for left in journal.unrestored():
+                self._post(LeftChanged(left.run, left.server_url))
             while True:
                 self._serve(journal)
                 if worker.cancelled_event.wait(JOURNAL_S):

@@ -53,3 +53,11 @@ class Told(Message):
 
     text: str
     level: str = "info"
+
+
+@dataclass
+class LeftChanged(Message):
+    """A run that was killed has left a server with its settings; they can be put back."""
+
+    run_id: str
+    server_url: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -52,3 +53,16 @@ def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, a
     if after is None:
         feed.follow(run.id)
     start_worker(journal, run.id)
+
+
+def put_back(journal: Journal, run_id: str, tell: Callable[[str], object]) -> None:
+    """Put a server's settings back that a killed run has left changed."""
+    from chimera.runner.putback import put_back as restore
+
+    for words in restore(journal, run_id):
+        tell(words)
+
+
+def forget_changes(journal: Journal, run_id: str) -> None:
+    """Leave a server as a killed run has left it, and ask no more."""
+    journal.restored(run_id)

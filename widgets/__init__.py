@@ -1,0 +1,31 @@
+"""Panels and charts, each usable alone: fed with plain data of `chimera.domain`, they paint only what changed."""
+
+from .chart import Guide, TimeChart, zoom
+from .findings import FindingsPanel
+from .gpu import GpuPanel
+from .host import HostPanel
+from .log import EventLog
+from .panel import Panel
+from .progress import RunPanel
+from .server import ServerPanel
+from .throughput import ThroughputPanel
+from .trials import IntervalPlot, TrialTable, TrialView
+from .ttft import TtftPanel
+
+__all__ = [
+    "EventLog",
+    "FindingsPanel",
+    "GpuPanel",
+    "Guide",
+    "HostPanel",
+    "IntervalPlot",
+    "Panel",
+    "RunPanel",
+    "ServerPanel",
+    "ThroughputPanel",
+    "TimeChart",
+    "TrialTable",
+    "TrialView",
+    "TtftPanel",
+    "zoom",
+]

@@ -189,7 +189,7 @@ class Embedded(OwnedEngine):
         """Make the model's file ready. Raises `ConfigError` where the extra or the file is missing."""
         _need_extra("xllamacpp")
         await self._model_path()
-        return ServerInfo(kind=self.kind, url=self.url, version=engine_version())
+        return ServerInfo(kind=self.kind, url=self.url or "", version=engine_version())
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """The one model."""

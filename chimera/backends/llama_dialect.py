@@ -229,7 +229,11 @@ class CompletionReader:
         Raises `BadAnswer` for something that is no such stream, and `BackendRefused` kinds for an error in it.
         """
         events: list[Event] = []
-        for record in self._events.feed(data):
+        try:
+            records = self._events.feed(data)
+        except BadAnswer as error:
+            raise BadAnswer(f"{self._where}: {error}") from error
+        for record in records:
             events += self._read(at, record)
             if events and isinstance(events[-1], Done):
                 break

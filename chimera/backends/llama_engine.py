@@ -13,13 +13,16 @@ from typing import Any, get_args
 from chimera.domain.options import LOAD_OPTIONS, SAMPLING_OPTIONS, KvCacheType, Options, OptionValue
 from chimera.domain.readings import Source
 from chimera.domain.server import Effective
-from chimera.errors import BackendError, BackendUnavailable, StreamBroken
+from chimera.errors import BackendUnavailable, StreamBroken
 from chimera.model.memory import CELL_STEP, padded, refuse_quantised_without_flash
 
 from .base import Activity, Event, GenerateRequest
 from .llama_dialect import LlamaEndpoint, Props
 from .llama_log import EngineFacts
 from .llama_process import EngineProcess
+
+_DYING_S = 1.0
+"""Time for a process to be gone after its connection was lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +59,9 @@ class OwnedEngine(ABC):
         return self._started.endpoint.headers_mark_slot if self._started else True
 
     @property
-    def url(self) -> str:
-        """Address of the engine that runs now; empty where none does."""
-        return self._started.endpoint.url if self._started else ""
+    def url(self) -> str | None:
+        """Address of the engine that runs now."""
+        return self._started.endpoint.url if self._started else None
 
     @property
     def pid(self) -> int | None:
@@ -85,32 +88,30 @@ class OwnedEngine(ABC):
 
     async def effective(self) -> Effective:
         """What the running engine says that it runs with; nothing where none runs."""
-        started = self._started
-        if started is None:
+        if self._started is None:
             return Effective()
-        try:
+        async with self._watched("when it was asked for its settings") as started:
             props = await started.endpoint.props()
-        except BackendError as error:
-            raise await self._died(error, "while it was asked for its settings") from error
         return effective_of(self._asked, props, started.process.facts, gpu=started.gpu, pid=started.pid)
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Send one request; see `Backend.generate`. An engine that dies meanwhile is `StreamBroken` with its cause."""
-        started = self._need()
-        try:
-            async with aclosing(started.endpoint.generate(request, self.sampling_options)) as events:
-                async for event in events:
-                    yield event
-        except (BackendUnavailable, StreamBroken) as error:
-            raise await self._died(error, "in the middle of a request") from error
+        async with (
+            self._watched("in the middle of a request") as started,
+            aclosing(started.endpoint.generate(request, self.sampling_options)) as events,
+        ):
+            async for event in events:
+                yield event
 
     async def count_tokens(self, text: str) -> int | None:
         """Tokens of a prompt of this text, the beginning-of-sequence token counted."""
-        return await self._need().endpoint.count_tokens(text)
+        async with self._watched("when it was asked to count tokens") as started:
+            return await started.endpoint.count_tokens(text)
 
     async def activity(self) -> Activity:
         """Who uses the engine now."""
-        return await self._need().endpoint.activity()
+        async with self._watched("when it was asked who uses it") as started:
+            return await started.endpoint.activity()
 
     async def remember(self) -> dict[str, Any]:
         """Nothing: the engine ends with us."""
@@ -125,19 +126,21 @@ class OwnedEngine(ABC):
         with contextlib.suppress(Exception):
             await self._end()
 
-    def _need(self) -> Started:
-        if self._started is None:
-            raise BackendUnavailable("No model is loaded: the engine is started by a load.")
-        return self._started
-
-    async def _died(self, error: BackendError, when: str) -> BackendError:
-        """`error`, or what became of the engine where it is the cause."""
+    @contextlib.asynccontextmanager
+    async def _watched(self, when: str) -> AsyncGenerator[Started, None]:
+        """The engine that runs; where it turns out to have died, the error says so and why."""
         started = self._started
-        if started is None or not await started.process.ended(1.0):
-            return error
-        return StreamBroken(
-            f"The engine {started.process.end()} {when}. llama.cpp's last words: {started.process.last_words()}"
-        )
+        if started is None:
+            raise BackendUnavailable("No model is loaded: the engine is started by a load.")
+        try:
+            yield started
+        except (BackendUnavailable, StreamBroken) as error:
+            if await started.process.ended(_DYING_S):
+                process = started.process
+                raise StreamBroken(
+                    f"The engine {process.end()} {when}. llama.cpp's last words: {process.last_words()}"
+                ) from error
+            raise
 
     async def _end(self) -> None:
         started, self._started = self._started, None

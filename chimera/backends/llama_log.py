@@ -21,16 +21,17 @@ _NUMBERS: dict[str, re.Pattern[str]] = {
     "threads_batch": re.compile(r"\bn_threads_batch = (\d+)"),
 }
 _FLASH = re.compile(r"\bllama_context: flash_attn\s*=\s*(\w+)")
-_FLASH_RESOLVED = re.compile(r"Flash Attention (?:was auto, set to )?(enabled|disabled)")
+_FLASH_RESOLVED = re.compile(r"Flash Attention\b.*\b(enabled|disabled)")
 _DEVICE = re.compile(r"\bcommon_param\w*:.*\s- (\S+)\s*: .+\(\d+ MiB, \d+ MiB free\)")
 _NO_GPU = "no usable GPU found"
 _OFFLOADED = re.compile(r"\boffloaded (\d+)/(\d+) layers to GPU")
 _BUFFER = re.compile(r"\b(\S+)\s+(model|KV|RS|compute|output)\s+buffer size\s*=\s*(\d+(?:\.\d+)?) MiB")
 _KV_TYPES = re.compile(r"\bK \((\w+)\):.*\bV \((\w+)\):")
 _TROUBLE = (
-    "error loading model", "failed to", "out of memory", "unable to allocate", "not enough", "requires", "unsupported",
-    "unknown", "invalid", "cannot", "couldn't", "ggml_assert", "exception", "terminate called",
+    "error", "failed", "out of memory", "unable to allocate", "ggml_assert", "ggml_abort", "terminate called",
+    "what():", "invalid argument", "couldn't",
 )  # fmt: skip
+"""Signs of trouble in lines of builds that print no level."""
 _CONSEQUENCES = (
     "exiting due to", "failed to init server", "cleaning up", "failed to load model", "failed to create context",
     "failed to create_context", "main: exiting", "encountered an error while trying to fit", "failed to fit params",

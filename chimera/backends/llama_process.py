@@ -16,7 +16,9 @@ KEEP_LINES = 400
 """Lines of the engine's log that are kept."""
 STOP_S = 5.0
 """Patience with an orderly end before the process is killed."""
+_LAST_LINES = 12
 _SIGNAL_S = 2.0
+"""Patience with a signal."""
 _MAX_LINE = 2000
 
 
@@ -94,8 +96,10 @@ class EngineProcess:
 
     def last_words(self) -> str:
         """The line of the log that tells most about an end."""
+        # After the load an error further back was about a request that was refused, not about the end.
+        lines = list(self.log) if self._loading else list(self.log)[-_LAST_LINES:]
         return (
-            cause_of(self.log)
+            cause_of(lines)
             or next((text for line in reversed(self.log) if (text := message_of(line))), None)
             or "(its log is empty)"
         )

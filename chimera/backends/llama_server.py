@@ -231,6 +231,11 @@ class LlamaServer:
         self._info: ModelInfo | None = None
 
     @property
+    def url(self) -> str:
+        """Its address."""
+        return self._endpoint.url
+
+    @property
     def headers_mark_slot(self) -> bool:
         """Response headers arrive when the request gets its slot, unless an answer has shown otherwise."""
         return self._endpoint.headers_mark_slot
@@ -241,18 +246,18 @@ class LlamaServer:
         build = plain(props.build_info or "")
         return ServerInfo(
             kind=self.kind,
-            url=self._endpoint.url,
+            url=self.url,
             version=None if build in ("", "b0-unknown") else build.split("-")[0],
         )
 
     async def _props(self) -> Props:
-        where = f"GET {self._endpoint.url}/props"
+        where = f"GET {self.url}/props"
         try:
             props = await self._endpoint.props()
         except BackendRefused as error:
             if error.status == 503:
                 raise BackendUnavailable(
-                    f"{self._endpoint.url} is still loading its model. Try again when it is ready."
+                    f"{self.url} is still loading its model. Try again when it is ready."
                 ) from error
             if error.status == 404:
                 raise BadAnswer(f"{where}: there is no such page, so this is no llama-server.") from error
@@ -278,7 +283,7 @@ class LlamaServer:
         if self._info is None:
             listed = (await self._endpoint.models()).data
             if not listed:
-                raise BackendRefused(f"{self._endpoint.url} serves no model.")
+                raise BackendRefused(f"{self.url} serves no model.")
             entry = self._pick(listed)
             router = any(other.status is not None for other in listed)
             if router:
@@ -288,7 +293,7 @@ class LlamaServer:
             if info.quantization is None:
                 info = replace(info, quantization=_quantization(props.model_ftype))
             info = replace(info, vision=props.modalities.vision)
-            if _is_here(urlsplit(self._endpoint.url).hostname or "") and props.model_path:
+            if _is_here(urlsplit(self.url).hostname or "") and props.model_path:
                 info = await asyncio.to_thread(_with_file, info, Path(props.model_path))
             self._info = info
         return self._info
@@ -301,7 +306,7 @@ class LlamaServer:
             if self._wanted in (entry.id, *entry.aliases, short_name(entry.id)):
                 return entry
         raise ConfigError(
-            f"{self._endpoint.url} serves {', '.join(short_name(entry.id) for entry in listed[:8])}, not "
+            f"{self.url} serves {', '.join(short_name(entry.id) for entry in listed[:8])}, not "
             f"{plain(self._wanted)}. Leave the model out, or start a llama-server with that one."
         )
 
@@ -329,7 +334,7 @@ class LlamaServer:
             )
         if wrong:
             raise ConfigError(
-                f"The llama-server at {self._endpoint.url} was not started by Chimera, so it is not reloaded for: "
+                f"The llama-server at {self.url} was not started by Chimera, so it is not reloaded for: "
                 f"{', '.join(wrong)}. Restart it with these flags, let Chimera start one, or leave the options out."
             )
         unread = tuple(name for name in asked.as_dict() if name not in runs.options.as_dict())
@@ -342,7 +347,7 @@ class LlamaServer:
     async def _running(self) -> tuple[Effective, Listener | None]:
         model = await self.model()
         props = await self._props()
-        listener = await asyncio.to_thread(listener_of, self._endpoint.url)
+        listener = await asyncio.to_thread(listener_of, self.url)
         values: dict[str, OptionValue] = {}
         sources: dict[str, Source] = {}
         if listener is not None:
@@ -454,7 +459,7 @@ class StartedLlamaServer(OwnedEngine):
         Raises `ConfigError` where the program cannot be run.
         """
         await self._probe()
-        return ServerInfo(kind=self.kind, url=self.url, version=self._version)
+        return ServerInfo(kind=self.kind, url=self.url or "", version=self._version)
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """The one model that its flags name."""

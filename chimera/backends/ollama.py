@@ -10,7 +10,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
@@ -24,9 +24,11 @@ from chimera.domain.readings import Missing, Source
 from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.text import plain
 from chimera.errors import BackendError, BackendRefused, BadAnswer, ConfigError, OutOfMemory, StreamBroken
+from chimera.model.effective import OLLAMA_MINIMUM, VISION_FLOOR, derive
 
 from .base import Activity, Done, Event, GenerateRequest, Headers, Tokens
 from .bounds import Bounds, drain
+from .llama_dialect import Tokenized, checked, slots_of
 from .ollama_child import Child, children, is_local
 from .wire import Lines, Opened, Wire, refusal
 
@@ -35,10 +37,6 @@ KEEP_ALIVE = "10m"
 LOAD_TIMEOUT_S = 330.0
 """A little over Ollama's own limit for a load, 5 minutes."""
 UNLOAD_TIMEOUT_S = 60.0
-VISION_FLOOR = 2048
-"""Smallest window of a model that can see (server/sched.go)."""
-WINDOW_STEP = 256
-"""The engine rounds its window up to a multiple of this."""
 
 _FOREVER_S = 10 * 365 * 86400.0
 _VARIABLES = {
@@ -107,15 +105,6 @@ class _Line(BaseModel):
     eval_duration: int | None = None
 
 
-class _Slot(BaseModel):
-    is_processing: bool | None = None
-    id_task: int | None = None
-
-
-class _Tokenized(BaseModel):
-    tokens: list[Any] | None = None
-
-
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -145,10 +134,15 @@ class Ollama:
         self._loaded_with: Options | None = None
         """Load options of our last load, while nothing tells that another client has changed them."""
         self._keep_alive: str | int = KEEP_ALIVE
-        self._touched = False
-        """We sent something that may have loaded or reloaded the model."""
+        self._touched: bool | None = None
+        """Whether we changed what `remember` saw; None where another process remembered it."""
         self._child: Child | None = None
         self._child_wire: Wire | None = None
+
+    @property
+    def url(self) -> str:
+        """The server's address."""
+        return self._wire.url
 
     # ---- what is there -----------------------------------------------------------------------------------------------
 
@@ -368,50 +362,43 @@ class Ollama:
         return self._child
 
     async def _ask_child(self, method: str, path: str, body: object = None) -> Any:
-        """JSON of the engine itself, None where there is no such engine or it does not answer."""
-        for fresh in (False, True):  # the one that we know may have been replaced
-            child = await self._find_child(fresh=fresh)
+        """JSON of the engine itself, None where it cannot be seen from here or does not answer."""
+        known = self._child is not None
+        for again in (False, True):
+            child = await self._find_child(fresh=again)
             if child is None:
-                continue
+                return None
             if self._child_wire is None:
                 self._child_wire = Wire(child.url, connect_timeout_s=1.0, environ={})
             try:
                 return await self._child_wire.json(method, path, body, timeout_s=2.0)
             except BackendError:
-                continue
+                if not known:  # found just now: looking once more finds nothing better
+                    return None
         return None
 
     async def count_tokens(self, text: str) -> int | None:
         """Ollama offers no tokenizer; its engine does, on the same host while the model is loaded."""
-        data = await self._ask_child("POST", "/tokenize", {"content": text})
-        try:
-            tokens = _Tokenized.model_validate(data).tokens if data is not None else None
-        except ValidationError:
+        data = await self._ask_child("POST", "/tokenize", {"content": text, "add_special": True, "parse_special": True})
+        if data is None:
             return None
-        return len(tokens) if tokens else None
+        return len(checked(Tokenized, data, where="The engine's /tokenize").tokens)
 
     async def activity(self) -> Activity:
         """The engine's slots, on the same host; Ollama itself shows neither requests nor its queue."""
         hidden = Missing("unsupported", "Ollama does not show its queue")
         data = await self._ask_child("GET", "/slots")
-        if not isinstance(data, list):
+        if data is None:
             why = "the engine's slots can be seen on the server's own host only, while a model is loaded"
             away = Missing("unreachable", why)
             return Activity(busy=away, waiting=hidden, tasks=away)
-        try:
-            slots = [_Slot.model_validate(each) for each in data]
-        except ValidationError:
-            odd = Missing("unsupported", "the engine's /slots has an unknown form")
-            return Activity(busy=odd, waiting=hidden, tasks=odd)
-        return Activity(
-            busy=float(sum(bool(slot.is_processing) for slot in slots)),
-            waiting=hidden,
-            tasks=frozenset(slot.id_task for slot in slots if slot.id_task is not None and slot.id_task >= 0),
-        )
+        slots = slots_of(data, where="The engine's /slots")
+        tasks = frozenset(slot.task for slot in slots if slot.task is not None)
+        return Activity(busy=float(sum(slot.busy for slot in slots)), waiting=hidden, tasks=tasks)
 
     # ---- generating --------------------------------------------------------------------------------------------------
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Event]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Send one raw prompt and yield what comes; see `Backend.generate`."""
         name = await self._model_name()
         self._touched = True
@@ -475,12 +462,13 @@ class Ollama:
                 if entry["keep_alive"] == -1:
                     self._keep_alive = -1  # what was to stay for ever must not leave because of us
             loaded.append(entry)
+        self._touched = False
         return {"model": name, "loaded": loaded}
 
     async def restore(self, remembered: dict[str, Any]) -> tuple[str, ...]:
         """Load the model as it was, or unload it where it was not loaded; other models are only named."""
         name = remembered.get("model")
-        if not isinstance(name, str):
+        if not isinstance(name, str) or self._touched is False:
             return ()
         before = {entry["name"]: entry for entry in remembered.get("loaded", [])}
         now = {each.name: each for each in await self._running()}
@@ -495,7 +483,7 @@ class Ollama:
                 said.append(f"Unloaded {plain(name)}: it was not loaded before.")
             return tuple(said)
         options, unread = _remembered_options(was)
-        if name in now and await self._runs_as(name, was, options):
+        if name in now and await self._runs_as(name, was):
             return tuple(said)
         if _automatic(options.num_gpu):
             await self._unload(name)
@@ -506,16 +494,13 @@ class Ollama:
             said.append(f"How {plain(name)} was loaded could not be read as to {', '.join(unread)}: left to Ollama.")
         return tuple(said)
 
-    async def _runs_as(self, name: str, was: dict[str, Any], options: Options) -> bool:
-        """Whether our model runs now as it was remembered."""
-        if name != await self._model_name() or was.get("options") is None:
-            return False
+    async def _runs_as(self, name: str, was: dict[str, Any]) -> bool:
+        """Whether our model runs now as it was remembered, as far as that can be read."""
         ours, child = await self._ours(), await self._find_child(fresh=True)
-        if ours is None or child is None:
+        if ours is None or child is None or ours.name != name:
             return False
-        return (
-            child.options.only(self.load_options).as_dict() == was["options"] and ours.context_length == was["num_ctx"]
-        )
+        same: bool = child.options.only(self.load_options).as_dict() == was.get("options")
+        return same and ours.context_length == was.get("num_ctx")
 
     async def close(self) -> None:
         """Close connections; the server and its models stay as they are."""
@@ -620,8 +605,8 @@ def _shown(value: object) -> str:
 
 
 def _window(num_ctx: int, model: ModelInfo) -> int:
-    """The window that Ollama makes of a requested one (server/sched.go)."""
-    window = max(num_ctx, VISION_FLOOR if model.vision else 4)
+    """The window that Ollama tells its engine for a requested one (server/sched.go)."""
+    window = max(num_ctx, VISION_FLOOR if model.vision else OLLAMA_MINIMUM)
     return min(window, model.trained_ctx) if model.trained_ctx else window
 
 
@@ -633,79 +618,49 @@ def automatic_batch(num_ctx: int | None) -> int | None:
 
 
 def _read_back(asked: Options, ours: _Running, model: ModelInfo, child: Child | None) -> Effective:
-    values: dict[str, Any] = {}
-    sources: dict[str, Source] = {}
-    notes: list[str] = []
+    """What runs, from what `/api/ps` and the engine's arguments tell, by the rules of `chimera.model.effective`."""
+    told = child.options if child is not None else Options(num_gpu=asked.num_gpu)
+    told = Options(num_ctx=ours.context_length).over(told)
     if child is not None:
-        values = child.options.as_dict()
-        sources = dict.fromkeys(values, "measured")
-        if "kv_cache_type" not in values:  # without the flag the engine's own default holds
-            values["kv_cache_type"], sources["kv_cache_type"] = "f16", "derived"
-    if ours.context_length:
-        values["num_ctx"], sources["num_ctx"] = ours.context_length, "measured"
-        notes += _window_notes(asked, ours.context_length, model)
-    layers = _layers(values.get("num_gpu", asked.num_gpu), ours, model)
-    values.pop("num_gpu", None)
-    sources.pop("num_gpu", None)
-    if layers is not None:
-        values["num_gpu"], sources["num_gpu"], note = layers
-        notes += [note] if note else []
-    if asked.num_batch is None and asked.num_ctx is not None and "num_batch" in values:
-        notes.append(f"num_batch was not asked for and runs as {values['num_batch']}: Ollama chooses it by the window.")
+        told = told.over(Options(kv_cache_type="f16"))  # the engine's default: Ollama passes a type only if one is set
+    no_gpu = 0 if ours.size and ours.size_vram == 0 else None
+    runs = derive(Options(), model, "ollama", defaults=told, gpus=no_gpu).options.load.as_dict()
+    measured = (child.options if child is not None else Options()).over(Options(num_ctx=ours.context_length)).as_dict()
+    sources: dict[str, Source] = {
+        option: "measured" if measured.get(option) == value else "derived" for option, value in runs.items()
+    }
+    notes = list(derive(asked, model, "ollama", defaults=told, gpus=no_gpu).notes)
+    if "num_gpu" not in runs and (guess := _layers_by_memory(ours, model)) is not None:
+        runs["num_gpu"], sources["num_gpu"], note = guess
+        notes.append(note)
+    if asked.num_ctx is not None and ours.context_length not in (None, _window(asked.num_ctx, model)):
+        notes.append(f"num_ctx {asked.num_ctx} was asked for and the server runs {ours.context_length}.")
+    if asked.num_batch is None and asked.num_ctx is not None and "num_batch" in measured:
+        notes.append(f"num_batch was not asked for and runs as {runs['num_batch']}: Ollama chooses it by the window.")
     for option in ("num_batch", "num_thread"):
         wanted = asked.as_dict().get(option)
-        if wanted is not None and option in values and values[option] != wanted:
-            notes.append(f"{option} {wanted} runs as {values[option]}.")
+        if wanted is not None and option in measured and measured[option] != wanted:
+            notes.append(f"{option} {wanted} was asked for and the server runs {measured[option]}.")
     return Effective(
-        options=Options.of(values),
+        options=Options.of(runs),
         sources=sources,
         notes=tuple(notes),
-        unread=tuple(option for option in asked.as_dict() if option not in values),
+        unread=tuple(option for option in asked.as_dict() if option not in runs),
         size_bytes=ours.size,
         vram_bytes=ours.size_vram,
         pid=None if child is None else child.pid,
     )
 
 
-def _window_notes(asked: Options, window: int, model: ModelInfo) -> list[str]:
-    notes: list[str] = []
-    if asked.num_ctx is not None and asked.num_ctx != window:
-        why = ""
-        if model.trained_ctx and asked.num_ctx > model.trained_ctx >= window:
-            why = f": the model was trained on {model.trained_ctx} tokens"
-        elif model.vision and asked.num_ctx < VISION_FLOOR <= window:
-            why = f": Ollama gives a model with vision at least {VISION_FLOOR}"
-        notes.append(f"num_ctx {asked.num_ctx} runs as {window}{why}.")
-    if window % WINDOW_STEP:
-        rounded = -(-window // WINDOW_STEP) * WINDOW_STEP
-        notes.append(f"The engine rounds its window of {window} up to {rounded}; prompts are still cut at {window}.")
-    return notes
-
-
-def _layers(passed: int | None, ours: _Running, model: ModelInfo) -> tuple[int, Source, str] | None:
-    """Layers on the GPU, how that is known, and a sentence where it differs from what was passed.
-
-    The API does not tell layers; the output layer counts as one, so the most is `block_count + 1`.
-    """
-    every = model.block_count + 1 if model.block_count else None
-    on_gpu = ours.size_vram / ours.size if ours.size and ours.size_vram is not None else None
-    if on_gpu == 0:
-        asked = "automatic num_gpu" if _automatic(passed) else f"num_gpu {passed}"
-        return 0, "derived", "" if passed == 0 else f"{asked} runs as 0: nothing of the model is on a GPU."
-    if passed is not None and passed >= 0:
-        if every is not None and passed > every:
-            return every, "derived", f"num_gpu {passed} runs as {every}: the model has {every - 1} layers + output."
-        return passed, "derived", ""
-    if on_gpu is not None and every is not None:
-        if on_gpu >= 1:
-            return every, "derived", f"automatic num_gpu runs as {every}: all of the model is on the GPU."
-        layers = round(on_gpu * every)
-        return (
-            layers,
-            "estimated",
-            f"automatic num_gpu runs as about {layers}: {on_gpu:.0%} of the memory is on the GPU.",
-        )
-    return None
+def _layers_by_memory(ours: _Running, model: ModelInfo) -> tuple[int, Source, str] | None:
+    """Layers on the GPU where they were left to the engine: the API tells only how its memory is divided."""
+    if not (ours.size and ours.size_vram is not None and model.block_count):
+        return None
+    every, share = model.block_count + 1, ours.size_vram / ours.size
+    if share >= 1:
+        return every, "derived", f"Automatic num_gpu runs as {every}: all of the model is on the GPU."
+    layers = round(share * every)
+    return layers, "estimated", f"Automatic num_gpu runs as about {layers}: {share:.0%} of the memory is on the GPU."
 
 
 def _remembered_options(was: dict[str, Any]) -> tuple[Options, list[str]]:

@@ -1,7 +1,8 @@
-"""What the rules may look at. Everything is optional: where evidence is missing, a rule is silent or names the check."""
+"""What the rules may look at. All is optional: where evidence is missing, a rule is silent or names the check."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -251,7 +252,7 @@ def sane(evidence: EvidenceSet) -> EvidenceSet:
 
     def in_order(samples: tuple[_T, ...]) -> tuple[_T, ...]:
         times = [each.at for each in samples]  # type: ignore[attr-defined]
-        if all(a <= b for a, b in zip(times, times[1:], strict=False)):
+        if all(a <= b for a, b in itertools.pairwise(times)):
             return samples
         return tuple(sorted(samples, key=lambda each: each.at))  # type: ignore[attr-defined]
 

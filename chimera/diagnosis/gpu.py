@@ -52,7 +52,8 @@ _LOST_CURE: dict[str, str] = {
     "gpu-lost/fallen-off-bus": "Power the machine off and on; look at the card's power cables, riser and temperature.",
     "gpu-lost/reset-required": "Reset the GPU with no program on it (`nvidia-smi --gpu-reset`), or reboot.",
     "gpu-lost/application-fault": "Restart the server; if it comes back, report it with the server's log.",
-    "gpu-lost/memory-errors": "`nvidia-smi -q -d ECC,ROW_REMAPPER` shows the errors; a card that gathers them is failing.",
+    "gpu-lost/memory-errors": "`nvidia-smi -q -d ECC,ROW_REMAPPER` shows the errors; a card that gathers them "
+    "is failing.",
     "gpu-lost/suspend": "Reload the module nvidia_uvm (`rmmod nvidia_uvm`, `modprobe nvidia_uvm`), restart the server; "
     "the driver can preserve video memory over suspend.",
     "gpu-lost/container": "Restart the container; a cgroup reload took its GPU. The container tool's cgroup setting "
@@ -66,35 +67,57 @@ def gpu_lost(evidence: EvidenceSet) -> Iterator[Finding]:
     for uuid in dict.fromkeys(each.uuid for each in evidence.gpu_samples):
         samples = [each for each in evidence.gpu_samples if each.uuid == uuid]
         last = samples[-1]
-        lost = next((reading for reading in (last.utilization, last.vram_used_bytes, last.temperature_c)
-                     if isinstance(reading, Missing) and reading.reason == "lost"), None)
+        lost = next(
+            (
+                reading
+                for reading in (last.utilization, last.vram_used_bytes, last.temperature_c)
+                if isinstance(reading, Missing) and reading.reason == "lost"
+            ),
+            None,
+        )
         xids = list(dict.fromkeys(each for each in last.xids if isinstance(each, int)))
         if lost is None and not xids:
             continue
         name = gpu_name(evidence, uuid)
         causes = ranked([*_by_xid(xids), _container(evidence, lost) if lost is not None and not xids else None])
         known = [XIDS[each] for each in xids if each in XIDS]
-        severity: Severity = "error" if lost is not None else max(
-            (each[2] for each in known), key=("info", "notice", "warn", "error").index, default="notice"
+        severity: Severity = (
+            "error"
+            if lost is not None
+            else max((each[2] for each in known), key=("info", "notice", "warn", "error").index, default="notice")
         )
         told = seen("the driver says", str(lost), via="NVML") if lost is not None else None
         what = "is lost" if lost is not None else "reported " + _words(xids)
         first = first_supported(causes)
         yield Finding(
-            "gpu-lost", severity, f"{name[0].upper()}{name[1:]} {what}",
-            tuple(each for each in (told, seen("Xid", _words(xids), via="driver events") if xids else None)
-                  if each is not None),
-            cause=first, causes=causes, subject=uuid,
+            "gpu-lost",
+            severity,
+            f"{name[0].upper()}{name[1:]} {what}",
+            tuple(
+                each
+                for each in (told, seen("Xid", _words(xids), via="driver events") if xids else None)
+                if each is not None
+            ),
+            cause=first,
+            causes=causes,
+            subject=uuid,
             remedies=(Remedy(_LOST_CURE[first or "gpu-lost/unknown"]),),
             since=wall(evidence, lost.since if lost is not None and lost.since is not None else last.at),
-        )  # fmt: skip
+        )
     if evidence.gpu_missing is not None and evidence.gpu_missing.reason == "lost":
         gone = seen("the driver says", str(evidence.gpu_missing), via="NVML")
         causes = ranked([_container(evidence, evidence.gpu_missing)])
         first = first_supported(causes)
-        yield Finding("gpu-lost", "error", "The GPU went away", (gone,), cause=first, causes=causes,
-                      since=wall(evidence, evidence.gpu_missing.since),
-                      remedies=(Remedy(_LOST_CURE[first or "gpu-lost/unknown"]),))  # fmt: skip
+        yield Finding(
+            "gpu-lost",
+            "error",
+            "The GPU went away",
+            (gone,),
+            cause=first,
+            causes=causes,
+            since=wall(evidence, evidence.gpu_missing.since),
+            remedies=(Remedy(_LOST_CURE[first or "gpu-lost/unknown"]),),
+        )
     yield from _fell_to_cpu(evidence)
 
 
@@ -147,15 +170,27 @@ def _fell_to_cpu(evidence: EvidenceSet) -> Iterator[Finding]:
         [
             cause("gpu-lost/suspend", seen("the machine slept", "yes", via="this host")) if slept else None,
             cause("gpu-lost/container", seen("runs in a container", "yes", via="this host"))
-            if evidence.container else None,
-            cause("gpu-lost/unknown", shown,
-                  check="The server's log says at its start which devices it found (`inference compute`)."),
+            if evidence.container
+            else None,
+            cause(
+                "gpu-lost/unknown",
+                shown,
+                check="The server's log says at its start which devices it found (`inference compute`).",
+            ),
         ]
-    )  # fmt: skip
+    )
     first = "gpu-lost/suspend" if slept else "gpu-lost/container" if evidence.container else "gpu-lost/unknown"
     causes = tuple(sorted(causes, key=lambda each: each.id != first))
-    yield Finding("gpu-lost", "error", "The server fell from the GPU to the CPU although GPU memory is free", (shown,),
-                  cause=first, causes=causes, remedies=(Remedy(_LOST_CURE[first]),), since=start)  # fmt: skip
+    yield Finding(
+        "gpu-lost",
+        "error",
+        "The server fell from the GPU to the CPU although GPU memory is free",
+        (shown,),
+        cause=first,
+        causes=causes,
+        remedies=(Remedy(_LOST_CURE[first]),),
+        since=start,
+    )
 
 
 def driver_mismatch(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -166,10 +201,14 @@ def driver_mismatch(evidence: EvidenceSet) -> Iterator[Finding]:
     told = seen("the driver says", missing.detail, via="NVML")
     causes = (cause("driver-mismatch/updated-under-kernel", told),)
     yield Finding(
-        "driver-mismatch", "error", "The GPU's driver was updated under a running kernel module", (told,),
-        cause=causes[0].id, causes=causes,
+        "driver-mismatch",
+        "error",
+        "The GPU's driver was updated under a running kernel module",
+        (told,),
+        cause=causes[0].id,
+        causes=causes,
         remedies=(Remedy("Reboot, or end everything that uses the GPU and reload the nvidia kernel modules."),),
-    )  # fmt: skip
+    )
 
 
 def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -194,34 +233,52 @@ def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
         return
     if next(_fell_to_cpu(evidence), None) is not None:
         return
-    cpu_only = next((each for each in evidence.log
-                     if "inference compute" in each.text and "library=cpu" in each.text.lower()), None)
+    cpu_only = next(
+        (each for each in evidence.log if "inference compute" in each.text and "library=cpu" in each.text.lower()), None
+    )
     causes = ranked(
         [
-            cause("gpu-unused/cpu-build", seen("engine", "embedded", via="Chimera"),
-                  check="A GPU build of the engine, or a server that has one, would use it.")
-            if evidence.server is not None and evidence.server.kind == "embedded" else None,
+            cause(
+                "gpu-unused/cpu-build",
+                seen("engine", "embedded", via="Chimera"),
+                check="A GPU build of the engine, or a server that has one, would use it.",
+            )
+            if evidence.server is not None and evidence.server.kind == "embedded"
+            else None,
             cause("gpu-unused/not-found", seen("the server's log", cpu_only.text, via="server log"))
-            if cpu_only is not None else None,
+            if cpu_only is not None
+            else None,
             cause("gpu-unused/container", seen("runs in a container", "yes", via="this host"))
-            if evidence.container else None,
-            cause("gpu-unused/not-found",
-                  check="The start of the server's log (`inference compute`) lists the devices that it found.")
-            if cpu_only is None and (evidence.server is None or evidence.server.kind != "embedded") else None,
+            if evidence.container
+            else None,
+            cause(
+                "gpu-unused/not-found",
+                check="The start of the server's log (`inference compute`) lists the devices that it found.",
+            )
+            if cpu_only is None and (evidence.server is None or evidence.server.kind != "embedded")
+            else None,
         ]
-    )  # fmt: skip
+    )
     own = evidence.server is not None and evidence.server.kind == "embedded"
     remedies = [Remedy("Check the driver (`nvidia-smi`), then restart the server and read the start of its log.")]
     if evidence.container:
         remedies.insert(0, Remedy("Start the container with the GPU (`--gpus all`)."))
     if own:
-        remedies = [Remedy("The embedded engine from the package index runs on the CPU; a server built for this GPU is "
-                           "many times faster.")]
+        remedies = [
+            Remedy(
+                "The embedded engine from the package index runs on the CPU; a server built for this GPU is "
+                "many times faster."
+            )
+        ]
     yield Finding(
-        "gpu-unused", "notice" if own else "warn", "The model runs on the CPU although this machine has a GPU",
+        "gpu-unused",
+        "notice" if own else "warn",
+        "The model runs on the CPU although this machine has a GPU",
         tuple(each for each in (lies.evidence if lies is not None else None, usage) if each is not None),
-        cause=first_supported(causes), causes=causes, remedies=tuple(remedies),
-    )  # fmt: skip
+        cause=first_supported(causes),
+        causes=causes,
+        remedies=tuple(remedies),
+    )
 
 
 _LANE_BYTES = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.969e9, 5: 3.938e9, 6: 7.563e9}
@@ -254,24 +311,39 @@ def pcie_bottleneck(evidence: EvidenceSet) -> Iterator[Finding]:
         newest = number(info.pcie_max_gen) if info is not None else None
         narrow = (widest is not None and width < widest) or (newest is not None and generation < newest)
         lies = placement(evidence)
-        shown = seen("use of the link under load", used, over="pcie-use", via="NVML", window_s=span(samples),
-                     series=traffic)
-        link = seen("link under load", f"generation {generation:.0f} x{width:.0f}",
-                    threshold=f"generation {newest:.0f} x{widest:.0f}" if newest and widest else None, via="NVML")
+        shown = seen(
+            "use of the link under load", used, over="pcie-use", via="NVML", window_s=span(samples), series=traffic
+        )
+        link = seen(
+            "link under load",
+            f"generation {generation:.0f} x{width:.0f}",
+            threshold=f"generation {newest:.0f} x{widest:.0f}" if newest and widest else None,
+            via="NVML",
+        )
         causes = ranked(
             [
                 cause("pcie-bottleneck/narrow-link", link, shown, share=0.6) if narrow else None,
-                cause("pcie-bottleneck/spill-traffic", shown, lies.evidence if lies is not None and not lies.whole
-                      else None, share=0.5 if lies is not None and not lies.whole else 0.3),
+                cause(
+                    "pcie-bottleneck/spill-traffic",
+                    shown,
+                    lies.evidence if lies is not None and not lies.whole else None,
+                    share=0.5 if lies is not None and not lies.whole else 0.3,
+                ),
             ]
-        )  # fmt: skip
+        )
         yield Finding(
-            "pcie-bottleneck", "warn", f"The link to {gpu_name(evidence, uuid)} is busy for {used:.0%} of what it carries",
-            (shown, link), cause=first_supported(causes), causes=causes, subject=uuid,
-            remedies=tuple(
-                [Remedy("Put the card into the slot with all lanes, or check the riser.")] if narrow else []
-            ) + (Remedy("Keep the whole model on one GPU: a smaller window, quant or model."),),
-        )  # fmt: skip
+            "pcie-bottleneck",
+            "warn",
+            f"The link to {gpu_name(evidence, uuid)} is busy for {used:.0%} of what it carries",
+            (shown, link),
+            cause=first_supported(causes),
+            causes=causes,
+            subject=uuid,
+            remedies=(
+                *tuple([Remedy("Put the card into the slot with all lanes, or check the riser.")] if narrow else []),
+                Remedy("Keep the whole model on one GPU: a smaller window, quant or model."),
+            ),
+        )
 
 
 def _needless_split(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -282,8 +354,11 @@ def _needless_split(evidence: EvidenceSet) -> Iterator[Finding]:
     held: dict[str, float] = {}
     for sample in newest.values():
         if isinstance(sample.processes, tuple):
-            part = sum(size for each in sample.processes if each.pid in evidence.engine_pids
-                       and (size := number(each.vram_bytes)) is not None)
+            part = sum(
+                size
+                for each in sample.processes
+                if each.pid in evidence.engine_pids and (size := number(each.vram_bytes)) is not None
+            )
             if part > 512 * 1024**2:
                 held[sample.uuid] = part
     if len(held) < 2:
@@ -300,17 +375,25 @@ def _needless_split(evidence: EvidenceSet) -> Iterator[Finding]:
     if rates and base is not None and median(rates) < (1 - limit("rate-drop")) * base.value:
         slow = seen("decode rate", median(rates), threshold=base.value, unit="tok/s", via=base.via)
     elif rates and evidence.roof_tok_s and median(rates) < limit("roof-share") * evidence.roof_tok_s:
-        slow = seen("decode rate", median(rates), threshold=limit("roof-share") * evidence.roof_tok_s, unit="tok/s",
-                    via="bandwidth roof")
+        slow = seen(
+            "decode rate",
+            median(rates),
+            threshold=limit("roof-share") * evidence.roof_tok_s,
+            unit="tok/s",
+            via="bandwidth roof",
+        )
     shown = seen("GPUs that hold the model", float(len(held)), threshold=1.0, via="NVML")
     needed = seen("memory that it takes", whole, threshold=max(room.values()), unit="bytes", via="NVML")
     causes = (cause("pcie-bottleneck/needless-split", shown, needed, slow),)
     yield Finding(
-        "pcie-bottleneck", "warn" if slow is not None else "notice",
+        "pcie-bottleneck",
+        "warn" if slow is not None else "notice",
         "The model is spread over several GPUs although one would hold it",
-        tuple(each for each in (shown, needed, slow) if each is not None), cause=causes[0].id, causes=causes,
+        tuple(each for each in (shown, needed, slow) if each is not None),
+        cause=causes[0].id,
+        causes=causes,
         remedies=(Remedy("Leave OLLAMA_SCHED_SPREAD off, or show the server one GPU only (CUDA_VISIBLE_DEVICES)."),),
-    )  # fmt: skip
+    )
 
 
 RULES = (gpu_lost, driver_mismatch, gpu_unused, pcie_bottleneck)

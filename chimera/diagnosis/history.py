@@ -54,8 +54,13 @@ def _changes(evidence: EvidenceSet, last: PastRun) -> list[tuple[str, str, str]]
         old_options, new_options = last.options.only(frozenset(known)), ours.only(frozenset(known))
         if old_options.load != new_options.load:
             names = {n for n, v in old_options.load.as_dict().items() if new_options.as_dict().get(n) != v}
-            found.append(("settings", str(Options.of(old_options.as_dict()).only(frozenset(names))),
-                          str(new_options.only(frozenset(names)))))
+            found.append(
+                (
+                    "settings",
+                    str(Options.of(old_options.as_dict()).only(frozenset(names))),
+                    str(new_options.only(frozenset(names))),
+                )
+            )
     return found
 
 
@@ -65,8 +70,12 @@ def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
     if len(pairs) < limit("history-n"):
         return
     now = median(rate for _, rate in pairs)
-    good = [each for each in _past(evidence) if each.decode_tok_s is not None
-            and now < (1 - max(limit("rate-drop"), 3 * min(each.cv or 0.0, 0.2))) * each.decode_tok_s]
+    good = [
+        each
+        for each in _past(evidence)
+        if each.decode_tok_s is not None
+        and now < (1 - max(limit("rate-drop"), 3 * min(each.cv or 0.0, 0.2))) * each.decode_tok_s
+    ]
     past = _past(evidence)
     if not good or not past:
         return
@@ -81,16 +90,25 @@ def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
     changed = _changes(evidence, last)
     if not changed:
         return
-    shown = seen("decode rate", now, threshold=(1 - limit("rate-drop")) * reference, unit="tok/s",
-                 via=f"journal, run {plain(last.run, 20)}", window_s=duration([each for each, _ in pairs]),
-                 series=[(each.at, each.decode_tok_s) for each in past if each.decode_tok_s])
+    shown = seen(
+        "decode rate",
+        now,
+        threshold=(1 - limit("rate-drop")) * reference,
+        unit="tok/s",
+        via=f"journal, run {plain(last.run, 20)}",
+        window_s=duration([each for each, _ in pairs]),
+        series=[(each.at, each.decode_tok_s) for each in past if each.decode_tok_s],
+    )
     names = {"version": "server version", "driver": "GPU driver", "model": "model file", "settings": "settings"}
     causes = ranked(
-        cause(f"server-regression/{what}", seen(f"{names[what]} now", new, threshold=old, via="journal"),
-              share={"settings": 0.9, "model": 0.8, "version": 0.7, "driver": 0.6}[what] / len(changed),
-              check="" if len(changed) == 1 else "Several things changed: put them back one at a time and measure.")
+        cause(
+            f"server-regression/{what}",
+            seen(f"{names[what]} now", new, threshold=old, via="journal"),
+            share={"settings": 0.9, "model": 0.8, "version": 0.7, "driver": 0.6}[what] / len(changed),
+            check="" if len(changed) == 1 else "Several things changed: put them back one at a time and measure.",
+        )
         for what, old, new in changed
-    )  # fmt: skip
+    )
     first = first_supported(causes)
     cures = {
         "version": "Go back to the version before, or report it with the evidence bundle.",
@@ -106,12 +124,16 @@ def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
             force = {n: v for n, v in last.options.load.as_dict().items() if n in ours and ours[n] != v} or None
         remedies.append(Remedy(cures[what], force))
     yield Finding(
-        "server-regression", "warn",
+        "server-regression",
+        "warn",
         f"The rate fell by {percent(1 - now / reference)} after the {' and the '.join(names[w] for w, _, _ in changed)}"
         " changed",
-        (shown, *(each for one in causes for each in one.speaks_for)), cause=first, causes=causes,
-        remedies=tuple(remedies), since=last.at,
-    )  # fmt: skip
+        (shown, *(each for one in causes for each in one.speaks_for)),
+        cause=first,
+        causes=causes,
+        remedies=tuple(remedies),
+        since=last.at,
+    )
 
 
 RULES = (server_regression,)

@@ -56,14 +56,15 @@ def foreign_load(evidence: EvidenceSet) -> Iterator[Finding]:
         [
             cause("foreign-load/cpu", cpu, share=_value(cpu) / 100) if cpu is not None else None,
             cause("foreign-load/threads", _threads(evidence), cpu, share=0.1)
-            if cpu is not None and _threads(evidence) is not None else None,
+            if cpu is not None and _threads(evidence) is not None
+            else None,
             *gpu,
             cause("foreign-load/steal", steal, share=_value(steal) / 100) if steal is not None else None,
             cause("foreign-load/memory", *memory, share=0.2) if memory else None,
             cause("foreign-load/shared-batch", stall, share=0.5) if stall is not None else None,
             cause("foreign-load/client", *clients, share=0.4) if clients else None,
         ]
-    )  # fmt: skip
+    )
     if not causes:
         return
     heavy = (
@@ -96,17 +97,26 @@ def foreign_load(evidence: EvidenceSet) -> Iterator[Finding]:
     if "foreign-load/memory" in names:
         remedies.append(Remedy("Free memory: close programs, or take a smaller model or window."))
     if stall is not None:
-        remedies.append(Remedy("A smaller batch shortens the stops; a server of its own ends them.", {"num_batch": 128}))
+        remedies.append(
+            Remedy("A smaller batch shortens the stops; a server of its own ends them.", {"num_batch": 128})
+        )
     if clients:
         remedies.append(Remedy("Measure while no other client uses the server, or start one of your own."))
     if steal is not None:
         remedies.append(Remedy("A guest with cores of its own; nothing on this side helps."))
     yield Finding(
-        "foreign-load", severity, titles[first.id],
-        tuple(each for each in (*first.speaks_for, *(c.speaks_for[0] for c in causes[1:] if c.speaks_for), rate)
-              if each is not None),
-        cause=first.id, causes=causes, remedies=tuple(remedies),
-    )  # fmt: skip
+        "foreign-load",
+        severity,
+        titles[first.id],
+        tuple(
+            each
+            for each in (*first.speaks_for, *(c.speaks_for[0] for c in causes[1:] if c.speaks_for), rate)
+            if each is not None
+        ),
+        cause=first.id,
+        causes=causes,
+        remedies=tuple(remedies),
+    )
 
 
 def _value(evidence: Evidence | None) -> float:
@@ -121,8 +131,15 @@ def _cpu(evidence: EvidenceSet) -> Evidence | None:
     over = "foreign-cpu" if on_cpu(evidence) else "foreign-cpu-gpu"
     if share < limit(over):
         return None
-    return seen("CPU used by other programs", share, over=over, unit="% of all cores", via="processes of this host",
-                window_s=values[-1][0] - values[0][0], series=values)
+    return seen(
+        "CPU used by other programs",
+        share,
+        over=over,
+        unit="% of all cores",
+        via="processes of this host",
+        window_s=values[-1][0] - values[0][0],
+        series=values,
+    )
 
 
 def _threads(evidence: EvidenceSet) -> Evidence | None:
@@ -148,12 +165,20 @@ def _gpu(evidence: EvidenceSet) -> list[Cause]:
             continue
         names = sorted({name for _, value, name in shares if value > 0})
         found.append(
-            cause("foreign-load/gpu",
-                  seen("GPU used by other programs", share, over="foreign-sm", via="NVML processes",
-                       window_s=span(samples), series=[(at, value) for at, value, _ in shares]),
-                  seen("they are", ", ".join(plain(each, 40) for each in names[:3]), via="NVML processes"),
-                  share=share / 100)
-        )  # fmt: skip
+            cause(
+                "foreign-load/gpu",
+                seen(
+                    "GPU used by other programs",
+                    share,
+                    over="foreign-sm",
+                    via="NVML processes",
+                    window_s=span(samples),
+                    series=[(at, value) for at, value, _ in shares],
+                ),
+                seen("they are", ", ".join(plain(each, 40) for each in names[:3]), via="NVML processes"),
+                share=share / 100,
+            )
+        )
     return found
 
 
@@ -162,8 +187,11 @@ def _foreign_sm(samples: Sequence[GpuSample], ours: frozenset[int]) -> list[tupl
     for sample in samples:
         if not isinstance(sample.processes, tuple):
             continue
-        others = [(value, each.name or f"pid {each.pid}") for each in sample.processes if each.pid not in ours
-                  and (value := number(each.sm_percent)) is not None]
+        others = [
+            (value, each.name or f"pid {each.pid}")
+            for each in sample.processes
+            if each.pid not in ours and (value := number(each.sm_percent)) is not None
+        ]
         # The driver's rows can be garbage: no sum is above the whole GPU.
         total = min(100.0, sum(value for value, _ in others if value <= 100))
         found.append((sample.at, total, max(others)[1] if others else ""))
@@ -185,8 +213,16 @@ def _memory(evidence: EvidenceSet) -> list[Evidence]:
     pressure = numbers(samples, lambda each: each.pressure_memory)
     if len(pressure) < 2 or fmean(value for _, value in pressure) < limit("memory-pressure"):
         return []
-    found = [seen("time in which a task waited for memory", fmean(value for _, value in pressure), via="PSI",
-                  over="memory-pressure", window_s=pressure[-1][0] - pressure[0][0], series=pressure)]
+    found = [
+        seen(
+            "time in which a task waited for memory",
+            fmean(value for _, value in pressure),
+            via="PSI",
+            over="memory-pressure",
+            window_s=pressure[-1][0] - pressure[0][0],
+            series=pressure,
+        )
+    ]
     swap = numbers(samples, lambda each: each.swap_used_bytes)
     if swap:
         found.append(seen("swap in use", swap[-1][1], unit="bytes", via="this host"))
@@ -216,8 +252,13 @@ def shared_batch(evidence: EvidenceSet) -> Evidence | None:
             worst = (longest, each)
     if worst is None:
         return None
-    return seen("longest gap between two tokens", worst[0], over="stall", via="own timings, /slots",
-                window_s=worst[1].measurement.total_s)
+    return seen(
+        "longest gap between two tokens",
+        worst[0],
+        over="stall",
+        via="own timings, /slots",
+        window_s=worst[1].measurement.total_s,
+    )
 
 
 def _clients(evidence: EvidenceSet) -> list[Evidence]:
@@ -225,15 +266,25 @@ def _clients(evidence: EvidenceSet) -> list[Evidence]:
     shown: list[Evidence] = []
     void = [each for each in evidence.requests if each.measurement.void_reason == "foreign-client"]
     if void:
-        shown.append(seen("requests with another client beside them", float(len(void)), threshold=0.0,
-                          via="own timings, /slots", window_s=duration(list(evidence.requests))))
+        shown.append(
+            seen(
+                "requests with another client beside them",
+                float(len(void)),
+                threshold=0.0,
+                via="own timings, /slots",
+                window_s=duration(list(evidence.requests)),
+            )
+        )
     if evidence.requests and evidence.clock_offset_s is not None:
         agents = evidence.workload.agents if evidence.workload is not None else 1
         busy = [(sample.at, value) for sample in server_load(evidence) if (value := number(sample.busy)) is not None]
         extra = [value for _, value in busy if value > agents]
         if len(extra) >= 2 and len(extra) >= 0.2 * len(busy):
-            shown.append(seen("requests that the server worked on", max(extra), threshold=float(agents), via="/slots",
-                              series=busy))
+            shown.append(
+                seen(
+                    "requests that the server worked on", max(extra), threshold=float(agents), via="/slots", series=busy
+                )
+            )
     return shown
 
 
@@ -241,16 +292,23 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
     """Requests waited for a slot for a felt part of their time to first token, or the server turned them away."""
     name = focus(evidence)
     counted = [
-        each for each in evidence.requests
+        each
+        for each in evidence.requests
         if each.candidate == name and each.measurement.role == "measure" and each.measurement.queue_s is not None
-    ]  # fmt: skip
+    ]
     waits = [(each, each.measurement.queue_s or 0.0) for each in counted]
-    long = [(each, wait) for each, wait in waits if wait >= limit("queue-seconds")
-            and wait >= limit("queue-share") * (each.measurement.ttft_s or each.measurement.total_s)]
+    long = [
+        (each, wait)
+        for each, wait in waits
+        if wait >= limit("queue-seconds")
+        and wait >= limit("queue-share") * (each.measurement.ttft_s or each.measurement.total_s)
+    ]
     refused = [each for each in evidence.failures if each.status == 503 or "server busy" in each.text.lower()]
     loading = [each for each in refused if "loading" in each.text.lower()]
     refused = [each for each in refused if each not in loading]
-    waiting = [(sample.at, value) for sample in evidence.server_samples if (value := number(sample.waiting)) is not None]
+    waiting = [
+        (sample.at, value) for sample in evidence.server_samples if (value := number(sample.waiting)) is not None
+    ]
     queued = [value for _, value in waiting if value > 0]
     felt = len(long) >= max(2, 0.1 * len(waits)) or (len(waits) == 1 and len(long) == 1)
     seen_waiting = len(queued) >= 3 and len(queued) >= 0.2 * len(waiting)
@@ -262,10 +320,21 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
     if felt:
         typical = median(wait for _, wait in long)
         part = median(wait / max(wait, each.measurement.ttft_s or each.measurement.total_s) for each, wait in long)
-        shown.append(seen("wait for a slot", typical, over="queue-seconds", via="own timings", source="derived",
-                          unit="s", window_s=duration(counted), series=by_time(waits)))
-        shown.append(seen("its part of the time to first token", part, over="queue-share", via="own timings",
-                          source="derived"))
+        shown.append(
+            seen(
+                "wait for a slot",
+                typical,
+                over="queue-seconds",
+                via="own timings",
+                source="derived",
+                unit="s",
+                window_s=duration(counted),
+                series=by_time(waits),
+            )
+        )
+        shown.append(
+            seen("its part of the time to first token", part, over="queue-share", via="own timings", source="derived")
+        )
         title = f"{len(long)} of {len(waits)} requests waited for a slot, typically {seconds(typical)}"
     elif refused:
         title = "The server turned requests away because it is busy"
@@ -279,34 +348,56 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
     slot = seen("slots", float(slots), threshold=float(agents), via="settings") if slots is not None else None
     causes = ranked(
         [
-            cause("queueing/slots", seen("own clients at once", float(agents), threshold=float(slots or 1),
-                                         via="workload"), slot, share=0.8)
-            if agents > (slots or 1) else None,
-            cause("queueing/foreign-client", *clients, share=0.7) if clients else
-            cause("queueing/foreign-client", check="The server's /slots show who holds them while we wait.")
-            if agents <= (slots or 1) and felt else None,
+            cause(
+                "queueing/slots",
+                seen("own clients at once", float(agents), threshold=float(slots or 1), via="workload"),
+                slot,
+                share=0.8,
+            )
+            if agents > (slots or 1)
+            else None,
+            cause("queueing/foreign-client", *clients, share=0.7)
+            if clients
+            else cause("queueing/foreign-client", check="The server's /slots show who holds them while we wait.")
+            if agents <= (slots or 1) and felt
+            else None,
             cause("queueing/server-busy", seen("the server said", refused[-1].text, via="server's answer"), share=0.9)
-            if refused else None,
-            cause("queueing/slots", seen("requests in the queue", max(queued), threshold=0.0, via="server"), slot,
-                  share=0.6) if queued and not felt and agents <= (slots or 1) else None,
+            if refused
+            else None,
+            cause(
+                "queueing/slots",
+                seen("requests in the queue", max(queued), threshold=0.0, via="server"),
+                slot,
+                share=0.6,
+            )
+            if queued and not felt and agents <= (slots or 1)
+            else None,
         ]
-    )  # fmt: skip
+    )
     remedies: list[Remedy] = []
     wanted = min(4, max(2, agents))
     if slots is None or slots < wanted:
-        remedies.append(Remedy(
-            f"{wanted} slots serve that many requests at once; compare the aggregate rate, each gets slower.",
-            {"num_parallel": wanted},
-        ))  # fmt: skip
+        remedies.append(
+            Remedy(
+                f"{wanted} slots serve that many requests at once; compare the aggregate rate, each gets slower.",
+                {"num_parallel": wanted},
+            )
+        )
     remedies.append(Remedy("A second server doubles the weights in memory; measure both ways."))
     if refused:
         remedies.append(Remedy("Wait a little and send again; OLLAMA_MAX_QUEUE allows more to wait."))
-    share = sum(wait for _, wait in long) / max(1e-9, sum(each.measurement.total_s for each, _ in waits)) if waits else 0
+    share = (
+        sum(wait for _, wait in long) / max(1e-9, sum(each.measurement.total_s for each, _ in waits)) if waits else 0
+    )
     yield Finding(
-        "queueing", "warn" if refused or len(long) >= 2 else "notice",
-        title + (f" ({percent(share)} of all time)" if felt else ""), tuple(shown),
-        cause=first_supported(causes), causes=causes, remedies=tuple(remedies),
-    )  # fmt: skip
+        "queueing",
+        "warn" if refused or len(long) >= 2 else "notice",
+        title + (f" ({percent(share)} of all time)" if felt else ""),
+        tuple(shown),
+        cause=first_supported(causes),
+        causes=causes,
+        remedies=tuple(remedies),
+    )
 
 
 RULES = (foreign_load, queueing)

@@ -32,10 +32,20 @@ from .views import (
 )
 
 OOM = (
-    "out of memory", "out of device memory", "cudamalloc failed", "hipmalloc failed", "failed to allocate",
-    "unable to allocate", "allocation failed", "not enough memory", "insufficient memory", "requires more system memory",
-    "memory layout cannot be allocated", "erroroutofdevicememory", "vk_error_out_of_device_memory",
-)  # fmt: skip
+    "out of memory",
+    "out of device memory",
+    "cudamalloc failed",
+    "hipmalloc failed",
+    "failed to allocate",
+    "unable to allocate",
+    "allocation failed",
+    "not enough memory",
+    "insufficient memory",
+    "requires more system memory",
+    "memory layout cannot be allocated",
+    "erroroutofdevicememory",
+    "vk_error_out_of_device_memory",
+)
 """How servers say that memory did not suffice."""
 
 
@@ -51,7 +61,7 @@ def _fullness(evidence: EvidenceSet) -> tuple[GpuSample, float] | None:
     best: tuple[GpuSample, float] | None = None
     for each in newest.values():
         total, used, free = number(each.vram_total_bytes), number(each.vram_used_bytes), number(each.vram_free_bytes)
-        if total is None or total <= 0 or (info := info_of(evidence, each.uuid)) is not None and info.integrated:
+        if total is None or total <= 0 or ((info := info_of(evidence, each.uuid)) is not None and info.integrated):
             continue
         if free is not None:
             part = 1 - min(1.0, free / total)
@@ -81,8 +91,14 @@ def _collapse(evidence: EvidenceSet) -> Evidence | None:
     times = median(rate for _, rate in short) / median(rate for _, rate in long)
     if times < limit("context-collapse"):
         return None
-    return seen("decode with short context against long", times, over="context-collapse", via="own timings",
-                source="derived", series=pairs)
+    return seen(
+        "decode with short context against long",
+        times,
+        over="context-collapse",
+        via="own timings",
+        source="derived",
+        series=pairs,
+    )
 
 
 def fewer_asked(evidence: EvidenceSet) -> bool:
@@ -106,8 +122,13 @@ def vram_exhaustion(evidence: EvidenceSet) -> Iterator[Finding]:
         if not failed[-1].at_load:
             title = "GPU memory ran out"
         shown = [seen("the server said", failed[-1].text, via="server's answer"), part]
-    elif lies is not None and not lies.whole and full is not None and full[1] >= limit("vram-full") \
-            and not fewer_asked(evidence):
+    elif (
+        lies is not None
+        and not lies.whole
+        and full is not None
+        and full[1] >= limit("vram-full")
+        and not fewer_asked(evidence)
+    ):
         severity, title = "warn", f"GPU memory is full and {percent(1 - lies.on_gpu)} of the model did not fit"
         shown = [part, lies.evidence]
     elif collapse is not None and (full is None or full[1] >= limit("vram-full")):
@@ -119,10 +140,16 @@ def vram_exhaustion(evidence: EvidenceSet) -> Iterator[Finding]:
     elif lies is None and (lacking := missing_bytes(evidence)):
         severity, title = "warn", f"The model is expected to lack {gib(lacking)} of GPU memory"
         shown = [
-            seen("forecast", evidence.forecast_bytes, threshold=free_vram(evidence), unit="bytes", source="estimated",
-                 via="model file and settings"),
+            seen(
+                "forecast",
+                evidence.forecast_bytes,
+                threshold=free_vram(evidence),
+                unit="bytes",
+                source="estimated",
+                via="model file and settings",
+            ),
             part,
-        ]  # fmt: skip
+        ]
     else:
         return
     causes = ranked(_memory_causes(evidence, lies, failed, collapse))
@@ -132,10 +159,16 @@ def vram_exhaustion(evidence: EvidenceSet) -> Iterator[Finding]:
     if any(each.id == "vram-exhaustion/two-servers" for each in causes):
         remedies.insert(0, Remedy("Load one server after the other, and give the first time to settle."))
     yield Finding(
-        "vram-exhaustion", severity, title, tuple(each for each in shown if each is not None),
-        cause=first_supported(causes), causes=causes, remedies=tuple(remedies),
-        since=failed[-1].at if failed else None, subject=full[0].uuid if full is not None and not failed else "",
-    )  # fmt: skip
+        "vram-exhaustion",
+        severity,
+        title,
+        tuple(each for each in shown if each is not None),
+        cause=first_supported(causes),
+        causes=causes,
+        remedies=tuple(remedies),
+        since=failed[-1].at if failed else None,
+        subject=full[0].uuid if full is not None and not failed else "",
+    )
 
 
 def _memory_causes(
@@ -146,54 +179,93 @@ def _memory_causes(
     layers = asked.num_gpu if asked is not None else None
     every = layers_in_all(evidence)
     if failed and layers is not None and layers > 0:
-        yield cause("vram-exhaustion/explicit-layers",
-                    seen("num_gpu asked for", float(layers), threshold=every, source="derived", via="settings"))
+        yield cause(
+            "vram-exhaustion/explicit-layers",
+            seen("num_gpu asked for", float(layers), threshold=every, source="derived", via="settings"),
+        )
     total = max((value for each in evidence.gpu_samples if (value := number(each.vram_total_bytes))), default=None)
     weights = evidence.model.size_bytes if evidence.model is not None else None
     if weights and total is not None and weights > total - limit("vram-margin"):
-        yield cause("vram-exhaustion/weights",
-                    seen("model file", float(weights), threshold=total, unit="bytes", via="server"),
-                    share=min(1.0, weights / (lies.size_bytes if lies and lies.size_bytes else weights)))
+        yield cause(
+            "vram-exhaustion/weights",
+            seen("model file", float(weights), threshold=total, unit="bytes", via="server"),
+            share=min(1.0, weights / (lies.size_bytes if lies and lies.size_bytes else weights)),
+        )
     now, each_token = window(evidence), evidence.kv_bytes_per_token
     if now is not None and each_token is not None and weights and now * each_token > 0.25 * weights:
-        yield cause("vram-exhaustion/window",
-                    seen("KV cache of the window", now * each_token, threshold=0.25 * weights, unit="bytes",
-                         source="estimated", via=f"{now} tokens x {force.num_parallel or 1} slots"),
-                    share=now * each_token / (now * each_token + weights))
+        yield cause(
+            "vram-exhaustion/window",
+            seen(
+                "KV cache of the window",
+                now * each_token,
+                threshold=0.25 * weights,
+                unit="bytes",
+                source="estimated",
+                via=f"{now} tokens x {force.num_parallel or 1} slots",
+            ),
+            share=now * each_token / (now * each_token + weights),
+        )
     elif weights and lies is not None and lies.size_bytes is not None and lies.size_bytes > 1.5 * weights:
-        yield cause("vram-exhaustion/window",
-                    seen("memory of the loaded model", lies.size_bytes, threshold=1.5 * weights, unit="bytes",
-                         via=lies.via), share=1 - weights / lies.size_bytes)
+        yield cause(
+            "vram-exhaustion/window",
+            seen("memory of the loaded model", lies.size_bytes, threshold=1.5 * weights, unit="bytes", via=lies.via),
+            share=1 - weights / lies.size_bytes,
+        )
     others = foreign_vram(evidence)
     if others and total is not None and sum(size for _, size in others) > 0.05 * total:
         held = sum(size for _, size in others)
-        yield cause("vram-exhaustion/other-processes",
-                    seen("GPU memory of other programs", held, threshold=0.05 * total, unit="bytes", via="NVML"),
-                    share=held / total)
+        yield cause(
+            "vram-exhaustion/other-processes",
+            seen("GPU memory of other programs", held, threshold=0.05 * total, unit="bytes", via="NVML"),
+            share=held / total,
+        )
     elif not evidence.engine_pids and evidence.gpu_infos:
-        yield cause("vram-exhaustion/other-processes",
-                    check="`nvidia-smi` lists the programs on the GPU; which of them is the server is not known here.")
+        yield cause(
+            "vram-exhaustion/other-processes",
+            check="`nvidia-smi` lists the programs on the GPU; which of them is the server is not known here.",
+        )
     twins = [each for each in evidence.neighbours if (each.vram_bytes or 0) > 0]
     if twins:
-        yield cause("vram-exhaustion/two-servers",
-                    seen(f"GPU memory held by {plain(twins[0].server, 60)}", twins[0].vram_bytes, unit="bytes",
-                         via="/api/ps of that server"))
+        yield cause(
+            "vram-exhaustion/two-servers",
+            seen(
+                f"GPU memory held by {plain(twins[0].server, 60)}",
+                twins[0].vram_bytes,
+                unit="bytes",
+                via="/api/ps of that server",
+            ),
+        )
     if evidence.platform in ("windows", "wsl"):
-        yield cause("vram-exhaustion/system-memory", _spill(evidence),
-                    check="Task Manager shows 'shared GPU memory': it grows when the driver spills.")
+        yield cause(
+            "vram-exhaustion/system-memory",
+            _spill(evidence),
+            check="Task Manager shows 'shared GPU memory': it grows when the driver spills.",
+        )
     if collapse is not None:
-        yield cause("vram-exhaustion/context-collapse", collapse,
-                    check="Shared GPU memory (Windows) or PCIe traffic that grows with the context would prove it.")
-    moved = [each for each in evidence.log
-             if any(word in each.text for word in ("evicting", "reducing automatic context"))]
+        yield cause(
+            "vram-exhaustion/context-collapse",
+            collapse,
+            check="Shared GPU memory (Windows) or PCIe traffic that grows with the context would prove it.",
+        )
+    moved = [
+        each for each in evidence.log if any(word in each.text for word in ("evicting", "reducing automatic context"))
+    ]
     if moved:
         yield cause("vram-exhaustion/made-room", seen("the server's log", moved[-1].text, via="server log"))
     free = free_vram(evidence)
     if failed and evidence.forecast_bytes is not None and free is not None and evidence.forecast_bytes < free:
-        yield cause("vram-exhaustion/estimate",
-                    seen("forecast", evidence.forecast_bytes, threshold=free, unit="bytes", source="estimated",
-                         via="model file and settings"),
-                    check="The log's lines `compute buffer size` show what the estimate left out.")
+        yield cause(
+            "vram-exhaustion/estimate",
+            seen(
+                "forecast",
+                evidence.forecast_bytes,
+                threshold=free,
+                unit="bytes",
+                source="estimated",
+                via="model file and settings",
+            ),
+            check="The log's lines `compute buffer size` show what the estimate left out.",
+        )
     shown = _accounting(evidence, lies)
     if shown is not None:
         yield cause("vram-exhaustion/accounting", shown, share=0.02)
@@ -213,8 +285,14 @@ def _accounting(evidence: EvidenceSet, lies: Placement | None) -> Evidence | Non
     )
     if held - lies.vram_bytes <= limit("accounting-gap"):
         return None
-    return seen("driver's figure above the server's", held - lies.vram_bytes, over="accounting-gap", via="NVML, /api/ps",
-                source="derived", unit="bytes")
+    return seen(
+        "driver's figure above the server's",
+        held - lies.vram_bytes,
+        over="accounting-gap",
+        via="NVML, /api/ps",
+        source="derived",
+        unit="bytes",
+    )
 
 
 def _spill(evidence: EvidenceSet) -> Evidence | None:
@@ -222,8 +300,15 @@ def _spill(evidence: EvidenceSet) -> Evidence | None:
     for samples in gpu_load(evidence).values():
         values = gpu_numbers(samples, lambda each: each.pcie_rx_bytes_s)
         if len(values) >= 3 and median(value for _, value in values) > 1e9:
-            return seen("read over PCIe while decoding", median(value for _, value in values), threshold=1e9,
-                        unit="bytes/s", via="NVML", window_s=span(samples), series=values)
+            return seen(
+                "read over PCIe while decoding",
+                median(value for _, value in values),
+                threshold=1e9,
+                unit="bytes/s",
+                via="NVML",
+                window_s=span(samples),
+                series=values,
+            )
     return None
 
 
@@ -239,46 +324,73 @@ def cpu_offload(evidence: EvidenceSet) -> Iterator[Finding]:
     busy = [value for samples in loads.values() for _, value in gpu_numbers(samples, lambda each: each.utilization)]
     idle = (
         seen("GPU utilisation while requests run", sum(busy) / len(busy), over="busy-utilization", via="NVML")
-        if busy and sum(busy) / len(busy) < limit("busy-utilization") else None
-    )  # fmt: skip
+        if busy and sum(busy) / len(busy) < limit("busy-utilization")
+        else None
+    )
     lacking = missing_bytes(evidence)
     causes = ranked(
         [
-            cause("cpu-offload/layers-are-not-gpus", seen("num_gpu asked for", float(asked), threshold=every,
-                                                         via="settings"))
-            if explicit and asked is not None and asked <= 2 and (every or 99) > 4 else None,
+            cause(
+                "cpu-offload/layers-are-not-gpus",
+                seen("num_gpu asked for", float(asked), threshold=every, via="settings"),
+            )
+            if explicit and asked is not None and asked <= 2 and (every or 99) > 4
+            else None,
             cause("cpu-offload/layers-asked", seen("num_gpu asked for", float(asked), threshold=every, via="settings"))
-            if explicit and asked is not None and (asked > 2 or (every or 99) <= 4) else None,
-            cause("cpu-offload/not-enough-memory",
-                  seen("GPU memory that is missing", lacking, source="derived", unit="bytes", via=lies.via)
-                  if lacking else None,
-                  check="The server's log says how much memory it found free when it placed the layers.")
-            if not explicit else None,
+            if explicit and asked is not None and (asked > 2 or (every or 99) <= 4)
+            else None,
+            cause(
+                "cpu-offload/not-enough-memory",
+                seen("GPU memory that is missing", lacking, source="derived", unit="bytes", via=lies.via)
+                if lacking
+                else None,
+                check="The server's log says how much memory it found free when it placed the layers.",
+            )
+            if not explicit
+            else None,
         ]
-    )  # fmt: skip
+    )
     pairs = steady_rates(evidence)
     severity: Severity = "info" if explicit and (asked or 0) > 2 else "warn"
     where = (
         f"{lies.layers_in_all - lies.layers} of {lies.layers_in_all} layers"
-        if lies.layers is not None and lies.layers_in_all is not None else percent(1 - lies.on_gpu) + " of the model"
-    )  # fmt: skip
+        if lies.layers is not None and lies.layers_in_all is not None
+        else percent(1 - lies.on_gpu) + " of the model"
+    )
     remedies: list[Remedy] = []
     if explicit:
-        remedies.append(Remedy("num_gpu -1 lets the server place as many layers as fit; unload the model first.",
-                               {"num_gpu": -1}))
+        remedies.append(
+            Remedy("num_gpu -1 lets the server place as many layers as fit; unload the model first.", {"num_gpu": -1})
+        )
         if every is not None and missing_bytes(evidence) == 0:
             remedies.append(Remedy(f"All {every} layers on the GPU.", {"num_gpu": every}))
     else:
         remedies.extend(make_room(evidence))
     yield Finding(
-        "cpu-offload", severity, f"{where} run on the CPU" + (", as asked" if severity == "info" else ""),
-        tuple(each for each in (
-            lies.evidence, idle,
-            seen("decode rate", median(rate for _, rate in pairs), unit="tok/s", via="own timings",
-                 window_s=duration([each for each, _ in pairs])) if pairs else None,
-        ) if each is not None),
-        cause=first_supported(causes), causes=causes, remedies=tuple(remedies),
-    )  # fmt: skip
+        "cpu-offload",
+        severity,
+        f"{where} run on the CPU" + (", as asked" if severity == "info" else ""),
+        tuple(
+            each
+            for each in (
+                lies.evidence,
+                idle,
+                seen(
+                    "decode rate",
+                    median(rate for _, rate in pairs),
+                    unit="tok/s",
+                    via="own timings",
+                    window_s=duration([each for each, _ in pairs]),
+                )
+                if pairs
+                else None,
+            )
+            if each is not None
+        ),
+        cause=first_supported(causes),
+        causes=causes,
+        remedies=tuple(remedies),
+    )
 
 
 RULES = (vram_exhaustion, cpu_offload)

@@ -30,8 +30,13 @@ def clamped_settings(evidence: EvidenceSet) -> Iterator[Finding]:
         got = runs.as_dict().get(name)
         if name not in LOAD_OPTIONS or got is None or got == wanted or wanted in (-1, "auto"):
             continue
-        one = seen(name, got if isinstance(got, str) else float(got), threshold=wanted, via="read back",
-                   source=sources.get(name, "derived"))
+        one = seen(
+            name,
+            got if isinstance(got, str) else float(got),
+            threshold=wanted,
+            via="read back",
+            source=sources.get(name, "derived"),
+        )
         which = _why(evidence, name, wanted, got)
         small = small and which == "clamped-settings/round-up"
         shown.append(one)
@@ -47,8 +52,13 @@ def clamped_settings(evidence: EvidenceSet) -> Iterator[Finding]:
         causes.append(found)
         shown.extend(found.speaks_for)
         small = False
-    if asked.num_gpu == -1 and runs.num_gpu is not None and (every := layers_in_all(evidence)) and runs.num_gpu < every \
-            and any(each.args.get("-ngl") for each in evidence.engine_starts[-1:]):
+    if (
+        asked.num_gpu == -1
+        and runs.num_gpu is not None
+        and (every := layers_in_all(evidence))
+        and runs.num_gpu < every
+        and any(each.args.get("-ngl") for each in evidence.engine_starts[-1:])
+    ):
         one = seen("num_gpu", float(runs.num_gpu), threshold=-1, via="process arguments")
         shown.append(one)
         causes.append(cause("clamped-settings/auto-keeps-last", one))
@@ -56,8 +66,12 @@ def clamped_settings(evidence: EvidenceSet) -> Iterator[Finding]:
     batches = {each.args["-b"] for each in evidence.engine_starts if "-b" in each.args}
     windows = {each.args["-c"] for each in evidence.engine_starts if "-c" in each.args}
     if len(batches) > 1 and len(windows) > 1 and asked.num_batch is None:
-        one = seen("batch of the engine", " / ".join(sorted(plain(each, 12) for each in batches)), threshold="one value",
-                   via="process arguments")
+        one = seen(
+            "batch of the engine",
+            " / ".join(sorted(plain(each, 12) for each in batches)),
+            threshold="one value",
+            via="process arguments",
+        )
         shown.append(one)
         causes.append(cause("clamped-settings/batch-follows-window", one))
         small = False
@@ -73,8 +87,15 @@ def clamped_settings(evidence: EvidenceSet) -> Iterator[Finding]:
         title = f"{first.what} {first.threshold} runs as {got_value}"
     else:
         title = f"Settings run otherwise than asked for: {names}"
-    yield Finding("clamped-settings", severity, title, tuple(shown), cause=first_supported(order), causes=order,
-                  remedies=tuple(_settings_remedies(evidence, order)))  # fmt: skip
+    yield Finding(
+        "clamped-settings",
+        severity,
+        title,
+        tuple(shown),
+        cause=first_supported(order),
+        causes=order,
+        remedies=tuple(_settings_remedies(evidence, order)),
+    )
 
 
 def _why(evidence: EvidenceSet, name: str, wanted: int | float | str, got: int | float | str) -> str:
@@ -96,12 +117,23 @@ def _from_log(evidence: EvidenceSet) -> Iterator[Cause]:
     ignored = [each for each in evidence.log if "invalid option provided" in each.text]
     if ignored:
         yield cause("clamped-settings/ignored-option", seen("the server's log", ignored[-1].text, via="server log"))
-    if evidence.effective is not None and evidence.effective.unread and evidence.server is not None \
-            and evidence.server.kind == "openai" and evidence.requested is not None \
-            and any(name in LOAD_OPTIONS for name in evidence.effective.unread):
-        yield cause("clamped-settings/ignored-option",
-                    seen("options that /v1 does not take", ", ".join(evidence.effective.unread), source="derived",
-                         via="server kind"))
+    if (
+        evidence.effective is not None
+        and evidence.effective.unread
+        and evidence.server is not None
+        and evidence.server.kind == "openai"
+        and evidence.requested is not None
+        and any(name in LOAD_OPTIONS for name in evidence.effective.unread)
+    ):
+        yield cause(
+            "clamped-settings/ignored-option",
+            seen(
+                "options that /v1 does not take",
+                ", ".join(evidence.effective.unread),
+                source="derived",
+                via="server kind",
+            ),
+        )
     words = [each.text for each in evidence.log] + [each.text for each in evidence.failures]
     needs = [each for each in words if "requires flash_attn" in each or "requires flash attention" in each.lower()]
     if needs:
@@ -138,8 +170,11 @@ def context_truncation(evidence: EvidenceSet) -> Iterator[Finding]:
     cut = [each for each in counted if _was_cut(each, now)]
     void = [each for each in counted if each.measurement.void_reason == "truncated" and each not in cut]
     refused = [each for each in evidence.failures if any(word in each.text for word in CONTEXT)]
-    told = [each for each in counted if each.measurement.error is not None
-            and any(word in each.measurement.error for word in CONTEXT)]
+    told = [
+        each
+        for each in counted
+        if each.measurement.error is not None and any(word in each.measurement.error for word in CONTEXT)
+    ]
     lines = [each for each in evidence.log if "truncating input prompt" in each.text]
     if not cut and not void and not refused and not told and not lines:
         return
@@ -149,8 +184,12 @@ def context_truncation(evidence: EvidenceSet) -> Iterator[Finding]:
     if cut:
         worst = max(cut, key=lambda each: each.tokens_sent or 0)
         needed = (worst.tokens_sent or 0) + (worst.output_tokens or 0)
-        evaluated = seen("prompt tokens that the server evaluated", float(worst.measurement.prompt_tokens or 0),
-                         threshold=float(worst.tokens_sent or 0), via="server")
+        evaluated = seen(
+            "prompt tokens that the server evaluated",
+            float(worst.measurement.prompt_tokens or 0),
+            threshold=float(worst.tokens_sent or 0),
+            via="server",
+        )
         shown.append(evaluated)
         causes.append(cause("context-truncation/silent-cut", evaluated, share=0.9))
     if lines:
@@ -164,20 +203,23 @@ def context_truncation(evidence: EvidenceSet) -> Iterator[Finding]:
         # A prompt that is refused needs its own length and the answer's.
         output = max((each.output_tokens or 0 for each in counted), default=0)
         needed = max(needed, asked + output if asked else 0)
-        answer = seen("the server said", text, via="server's answer",
-                      threshold=f"{limit_} tokens" if limit_ else None)
+        answer = seen("the server said", text, via="server's answer", threshold=f"{limit_} tokens" if limit_ else None)
         shown.append(answer)
         causes.append(cause("context-truncation/refused", answer, share=0.95))
     if void:
         worst = void[-1]
-        needed = max(needed, (worst.tokens_sent or worst.measurement.prompt_tokens or 0)
-                     + max(worst.output_tokens or 0, worst.measurement.completion_tokens or 0))
+        needed = max(
+            needed,
+            (worst.tokens_sent or worst.measurement.prompt_tokens or 0)
+            + max(worst.output_tokens or 0, worst.measurement.completion_tokens or 0),
+        )
         short = seen("answers cut by the window", float(len(void)), threshold=0.0, via="server")
         shown.append(short)
         causes.append(cause("context-truncation/output-cut", short, share=0.7))
     if now is not None:
-        shown.append(seen("window", float(now), threshold=float(needed) if needed else None, unit="tokens",
-                          via="read back"))
+        shown.append(
+            seen("window", float(now), threshold=float(needed) if needed else None, unit="tokens", via="read back")
+        )
     order = ranked(causes)
     first = first_supported(order)
     titles = {
@@ -185,8 +227,15 @@ def context_truncation(evidence: EvidenceSet) -> Iterator[Finding]:
         "context-truncation/refused": "The prompt is longer than the window, and the server refused it",
         "context-truncation/output-cut": "The window ended before the answer did",
     }
-    yield Finding("context-truncation", "warn", titles[first or "context-truncation/output-cut"], tuple(shown),
-                  cause=first, causes=order, remedies=tuple(_window_remedies(evidence, needed, now)))  # fmt: skip
+    yield Finding(
+        "context-truncation",
+        "warn",
+        titles[first or "context-truncation/output-cut"],
+        tuple(shown),
+        cause=first,
+        causes=order,
+        remedies=tuple(_window_remedies(evidence, needed, now)),
+    )
 
 
 def _was_cut(request: Request, now: int | None) -> bool:

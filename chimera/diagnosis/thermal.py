@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -55,8 +56,15 @@ class Held:
 
     def evidence(self, what: str, over: str) -> Evidence:
         """As a piece of evidence."""
-        return seen(what, self.share, over=over, window_s=self.window_s, via=self.via, series=self.series,
-                    source="measured" if self.via != "session totals" else "derived")
+        return seen(
+            what,
+            self.share,
+            over=over,
+            window_s=self.window_s,
+            via=self.via,
+            series=self.series,
+            source="measured" if self.via != "session totals" else "derived",
+        )
 
 
 def held(evidence: EvidenceSet) -> dict[str, dict[str, Held]]:
@@ -73,11 +81,7 @@ def held(evidence: EvidenceSet) -> dict[str, dict[str, Held]]:
         tracks.setdefault(each.uuid, []).append(each)
     found: dict[str, dict[str, Held]] = {}
     for uuid, samples in tracks.items():
-        pairs = [
-            (a, b)
-            for a, b in zip(samples, samples[1:], strict=False)
-            if b.at > a.at and _busy(evidence, a, b, windows)
-        ]
+        pairs = [(a, b) for a, b in itertools.pairwise(samples) if b.at > a.at and _busy(evidence, a, b, windows)]
         for reason in BITS:
             share = _one(reason, pairs)
             if share is not None:
@@ -156,8 +160,15 @@ def _temperature(samples: Sequence[GpuSample]) -> Evidence | None:
     values = gpu_numbers(samples, lambda each: each.temperature_c)
     if not values:
         return None
-    return seen("highest temperature", max(value for _, value in values), over="hot", unit="°C", via="NVML",
-                window_s=span(samples), series=values)
+    return seen(
+        "highest temperature",
+        max(value for _, value in values),
+        over="hot",
+        unit="°C",
+        via="NVML",
+        window_s=span(samples),
+        series=values,
+    )
 
 
 def _clock(samples: Sequence[GpuSample]) -> Evidence | None:
@@ -165,8 +176,9 @@ def _clock(samples: Sequence[GpuSample]) -> Evidence | None:
     if not values:
         return None
     lowest, peak = min(value for _, value in values), max(value for _, value in values)
-    return seen("lowest SM clock", lowest, threshold=peak, unit="MHz", via="NVML", window_s=span(samples),
-                series=values)
+    return seen(
+        "lowest SM clock", lowest, threshold=peak, unit="MHz", via="NVML", window_s=span(samples), series=values
+    )
 
 
 def thermal_throttling(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -185,13 +197,19 @@ def thermal_throttling(evidence: EvidenceSet) -> Iterator[Finding]:
             memory = _memory_heat(samples) if software is not None else None
             causes = ranked(
                 [
-                    cause("thermal-throttling/hardware", hardware.evidence("time in hardware thermal slowdown",
-                                                                           "thermal-share"))
-                    if hardware is not None and hardware.share > 0 else None,
+                    cause(
+                        "thermal-throttling/hardware",
+                        hardware.evidence("time in hardware thermal slowdown", "thermal-share"),
+                    )
+                    if hardware is not None and hardware.share > 0
+                    else None,
                     cause("thermal-throttling/memory-heat", memory) if memory is not None else None,
-                    cause("thermal-throttling/software", software.evidence("time in software thermal slowdown",
-                                                                           "thermal-share"))
-                    if software is not None else None,
+                    cause(
+                        "thermal-throttling/software",
+                        software.evidence("time in software thermal slowdown", "thermal-share"),
+                    )
+                    if software is not None
+                    else None,
                 ]
             )
             severity: Severity = "error" if hardware is not None and hardware.share > limit("thermal-share") else "warn"
@@ -199,28 +217,47 @@ def thermal_throttling(evidence: EvidenceSet) -> Iterator[Finding]:
                 severity = "notice"
             cost = "" if fell is not False else "; the rate held"
             yield Finding(
-                "thermal-throttling", severity,
+                "thermal-throttling",
+                severity,
                 f"Heat held {name}'s clocks down for {percent(total)} of the time under load{cost}",
-                tuple(each for each in (worst.evidence("time in thermal slowdown", "thermal-share"), *shown)
-                      if each is not None),
-                cause=first_supported(causes), causes=causes, remedies=tuple(cooling(evidence)),
-                since=wall(evidence, worst.since), subject=uuid,
-            )  # fmt: skip
+                tuple(
+                    each
+                    for each in (worst.evidence("time in thermal slowdown", "thermal-share"), *shown)
+                    if each is not None
+                ),
+                cause=first_supported(causes),
+                causes=causes,
+                remedies=tuple(cooling(evidence)),
+                since=wall(evidence, worst.since),
+                subject=uuid,
+            )
         elif not _has_reasons(samples) and (run := _hot_and_slow(samples)):
-            causes = (cause("thermal-throttling/falling-clock", _temperature(run), _clock(run),
-                            check="A driver that gives reasons or time counters would tell heat from power."),)
+            causes = (
+                cause(
+                    "thermal-throttling/falling-clock",
+                    _temperature(run),
+                    _clock(run),
+                    check="A driver that gives reasons or time counters would tell heat from power.",
+                ),
+            )
             yield Finding(
-                "thermal-throttling", "notice" if fell is False else "warn",
+                "thermal-throttling",
+                "notice" if fell is False else "warn",
                 f"{name[0].upper()}{name[1:]} is hot and its clock falls; the driver gives no reason",
                 tuple(each for each in (_temperature(run), _clock(samples), rate) if each is not None),
-                cause=causes[0].id, causes=causes, remedies=tuple(cooling(evidence)),
-                since=wall(evidence, run[0].at), subject=uuid,
-            )  # fmt: skip
+                cause=causes[0].id,
+                causes=causes,
+                remedies=tuple(cooling(evidence)),
+                since=wall(evidence, run[0].at),
+                subject=uuid,
+            )
 
 
 def _has_reasons(samples: Sequence[GpuSample]) -> bool:
-    return any(number(each.reasons) is not None or any(number(v) is not None for v in each.throttle_s.values())
-               for each in samples)
+    return any(
+        number(each.reasons) is not None or any(number(v) is not None for v in each.throttle_s.values())
+        for each in samples
+    )
 
 
 def _hot_and_slow(samples: Sequence[GpuSample]) -> list[GpuSample]:
@@ -231,8 +268,12 @@ def _hot_and_slow(samples: Sequence[GpuSample]) -> list[GpuSample]:
     run: list[GpuSample] = []
     for each in samples:
         temperature, clock = number(each.temperature_c), number(each.sm_mhz)
-        if temperature is not None and clock is not None and temperature >= limit("hot") \
-                and clock < limit("hot-clock") * peak:
+        if (
+            temperature is not None
+            and clock is not None
+            and temperature >= limit("hot")
+            and clock < limit("hot-clock") * peak
+        ):
             run.append(each)
             if len(run) >= limit("hot-samples"):
                 return run
@@ -265,40 +306,62 @@ def power_throttling(evidence: EvidenceSet) -> Iterator[Finding]:
         if brake is not None and brake.share > over:
             causes = (cause("power-throttling/power-brake", brake.evidence("time in power brake", "power-share")),)
             yield Finding(
-                "power-throttling", "error",
+                "power-throttling",
+                "error",
                 f"The power supply made {name} slow down for {percent(brake.share)} of the time under load",
-                tuple(each for each in (brake.evidence("time in power brake", "power-share"), _clock(samples), rate)
-                      if each is not None),
-                cause=causes[0].id, causes=causes, since=wall(evidence, brake.since), subject=uuid,
+                tuple(
+                    each
+                    for each in (brake.evidence("time in power brake", "power-share"), _clock(samples), rate)
+                    if each is not None
+                ),
+                cause=causes[0].id,
+                causes=causes,
+                since=wall(evidence, brake.since),
+                subject=uuid,
                 remedies=(Remedy("Check power supply, cables and adapters of the card, and the mains."),),
-            )  # fmt: skip
+            )
         elif slow is not None and slow.share > over and (heat is None or heat.share < slow.share / 2):
             causes = (
-                cause("power-throttling/hardware-slowdown", slow.evidence("time in hardware slowdown", "power-share"),
-                      check="The bits for heat and power brake name the origin where the card has them."),
-            )  # fmt: skip
+                cause(
+                    "power-throttling/hardware-slowdown",
+                    slow.evidence("time in hardware slowdown", "power-share"),
+                    check="The bits for heat and power brake name the origin where the card has them.",
+                ),
+            )
             yield Finding(
-                "power-throttling", "error",
+                "power-throttling",
+                "error",
                 f"The hardware cut {name}'s clocks for {percent(slow.share)} of the time under load",
-                tuple(each for each in (slow.evidence("time in hardware slowdown", "power-share"), _clock(samples),
-                                        rate) if each is not None),
-                cause=causes[0].id, causes=causes, since=wall(evidence, slow.since), subject=uuid,
+                tuple(
+                    each
+                    for each in (slow.evidence("time in hardware slowdown", "power-share"), _clock(samples), rate)
+                    if each is not None
+                ),
+                cause=causes[0].id,
+                causes=causes,
+                since=wall(evidence, slow.since),
+                subject=uuid,
                 remedies=(Remedy("Check power supply and cables, then the card's cooling."),),
-            )  # fmt: skip
+            )
         elif cap is not None and cap.share > over:
             shown = [cap.evidence("time at the power limit", "power-share"), _power(samples), rate]
             causes = (cause("power-throttling/cap", *shown[:2], against=[rate] if fell is False else []),)
             yield Finding(
-                "power-throttling", "warn" if fell else "info",
+                "power-throttling",
+                "warn" if fell else "info",
                 f"{name[0].upper()}{name[1:]} ran at its power limit for {percent(cap.share)} of the time under load"
                 + (", and the rate fell" if fell else ""),
                 tuple(each for each in shown if each is not None),
-                cause=causes[0].id, causes=causes, since=wall(evidence, cap.since), subject=uuid,
+                cause=causes[0].id,
+                causes=causes,
+                since=wall(evidence, cap.since),
+                subject=uuid,
                 remedies=(
                     (Remedy("Raise the power limit (`nvidia-smi -pl`) if cooling and supply allow it."),)
-                    if fell else (Remedy("Nothing to do: the memory clock, which decode needs, stays up at the limit."),)
+                    if fell
+                    else (Remedy("Nothing to do: the memory clock, which decode needs, stays up at the limit."),)
                 ),
-            )  # fmt: skip
+            )
 
 
 def _power(samples: Sequence[GpuSample]) -> Evidence | None:
@@ -306,8 +369,15 @@ def _power(samples: Sequence[GpuSample]) -> Evidence | None:
     caps = [value for _, value in gpu_numbers(samples, lambda each: each.power_limit_w)]
     if not watts:
         return None
-    return seen("power under load", fmean(value for _, value in watts), threshold=caps[-1] if caps else None, unit="W",
-                via="NVML", window_s=span(samples), series=watts)
+    return seen(
+        "power under load",
+        fmean(value for _, value in watts),
+        threshold=caps[-1] if caps else None,
+        unit="W",
+        via="NVML",
+        window_s=span(samples),
+        series=watts,
+    )
 
 
 def low_clocks(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -325,38 +395,84 @@ def low_clocks(evidence: EvidenceSet) -> Iterator[Finding]:
         if any(each.share > 0.05 for reason, each in slowed.items() if reason != "sync-boost"):
             continue
         clock = fmean(value for _, value in gpu_numbers(run, lambda each: each.sm_mhz))
-        shown = seen("SM clock under load", clock, threshold=limit("low-clock") * highest, unit="MHz", via="NVML",
-                     window_s=span(run), series=gpu_numbers(run, lambda each: each.sm_mhz))
+        shown = seen(
+            "SM clock under load",
+            clock,
+            threshold=limit("low-clock") * highest,
+            unit="MHz",
+            via="NVML",
+            window_s=span(run),
+            series=gpu_numbers(run, lambda each: each.sm_mhz),
+        )
         masks = [int(value) for _, value in gpu_numbers(run, lambda each: each.reasons)]
         states = [value for _, value in gpu_numbers(run, lambda each: each.pstate)]
         pstate = seen("performance state", max(states), threshold=2.0, via="NVML") if states else None
         name = gpu_name(evidence, uuid)
         if masks and all(mask & LOCKED for mask in masks):
-            found = cause("low-clocks/locked", seen("reason bit 0x2, application or locked clocks", "set in all samples",
-                                                    via="NVML"))
-            yield _low(evidence, uuid, "notice", f"Someone locked the clocks of {name}", shown, pstate, found,
-                       Remedy("`nvidia-smi -rgc` and `nvidia-smi -rac` give the clocks back to the driver."), run)
+            found = cause(
+                "low-clocks/locked",
+                seen("reason bit 0x2, application or locked clocks", "set in all samples", via="NVML"),
+            )
+            yield _low(
+                evidence,
+                uuid,
+                "notice",
+                f"Someone locked the clocks of {name}",
+                shown,
+                pstate,
+                found,
+                Remedy("`nvidia-smi -rgc` and `nvidia-smi -rac` give the clocks back to the driver."),
+                run,
+            )
         elif masks and all(mask & (SYNC | DISPLAY) for mask in masks):
-            found = cause("low-clocks/held-by-others", seen("reason bit 0x10 or 0x100", "set in all samples",
-                                                            via="NVML"))
-            yield _low(evidence, uuid, "notice", f"{name[0].upper()}{name[1:]} is held to the clocks of others", shown,
-                       pstate, found, Remedy("Look at the other GPUs' reasons, or at the display's settings."), run)
+            found = cause(
+                "low-clocks/held-by-others", seen("reason bit 0x10 or 0x100", "set in all samples", via="NVML")
+            )
+            yield _low(
+                evidence,
+                uuid,
+                "notice",
+                f"{name[0].upper()}{name[1:]} is held to the clocks of others",
+                shown,
+                pstate,
+                found,
+                Remedy("Look at the other GPUs' reasons, or at the display's settings."),
+                run,
+            )
         elif evidence.virtual_gpu or (not masks and states and not gpu_numbers(run, lambda each: each.power_w)):
             found = cause(
                 "low-clocks/vgpu-licence",
                 seen("virtual GPU", "yes", via="driver") if evidence.virtual_gpu else None,
                 check="`nvidia-smi -q` shows the licence status of a virtual GPU.",
             )
-            yield _low(evidence, uuid, "warn", f"{name[0].upper()}{name[1:]} is virtual and its clocks stay low", shown,
-                       pstate, found, Remedy("A virtual GPU without a licence slows down after about 20 minutes: renew "
-                                             "the licence."), run)
+            yield _low(
+                evidence,
+                uuid,
+                "warn",
+                f"{name[0].upper()}{name[1:]} is virtual and its clocks stay low",
+                shown,
+                pstate,
+                found,
+                Remedy("A virtual GPU without a licence slows down after about 20 minutes: renew the licence."),
+                run,
+            )
         elif masks and not any(masks) and _cool_and_under_power(run, info.slowdown_c if info is not None else None):
             found = cause("low-clocks/stuck", shown, pstate, seen("reason bits", "none", via="NVML"))
-            yield _low(evidence, uuid, "warn",
-                       f"{name[0].upper()}{name[1:]} runs at {clock / highest:.0%} of its clock for no reason that the "
-                       "driver gives: a stuck performance state", shown, pstate, found,
-                       Remedy("End all programs on the GPU and start them again; else reload the driver or reboot. "
-                              "Persistence mode keeps it from happening at each start."), run)
+            yield _low(
+                evidence,
+                uuid,
+                "warn",
+                f"{name[0].upper()}{name[1:]} runs at {clock / highest:.0%} of its clock for no reason that the "
+                "driver gives: a stuck performance state",
+                shown,
+                pstate,
+                found,
+                Remedy(
+                    "End all programs on the GPU and start them again; else reload the driver or reboot. "
+                    "Persistence mode keeps it from happening at each start."
+                ),
+                run,
+            )
 
 
 def _longest_low(samples: Sequence[GpuSample], highest: float) -> Sequence[GpuSample]:
@@ -384,13 +500,28 @@ def _cool_and_under_power(samples: Sequence[GpuSample], slowdown: object) -> boo
     return not (watts and caps and fmean(watts) >= limit("power-room") * min(caps))
 
 
-def _low(evidence: EvidenceSet, uuid: str, severity: Severity, title: str, clock: Evidence, pstate: Evidence | None,
-         found: Cause, remedy: Remedy, run: Sequence[GpuSample]) -> Finding:  # fmt: skip
+def _low(
+    evidence: EvidenceSet,
+    uuid: str,
+    severity: Severity,
+    title: str,
+    clock: Evidence,
+    pstate: Evidence | None,
+    found: Cause,
+    remedy: Remedy,
+    run: Sequence[GpuSample],
+) -> Finding:
     return Finding(
-        "low-clocks", severity, title + f" ({seconds(span(run))})",
+        "low-clocks",
+        severity,
+        title + f" ({seconds(span(run))})",
         tuple(each for each in (clock, pstate, _temperature(run), _power(run)) if each is not None),
-        cause=found.id, causes=(found,), remedies=(remedy,), since=wall(evidence, run[0].at), subject=uuid,
-    )  # fmt: skip
+        cause=found.id,
+        causes=(found,),
+        remedies=(remedy,),
+        since=wall(evidence, run[0].at),
+        subject=uuid,
+    )
 
 
 RULES = (thermal_throttling, power_throttling, low_clocks)

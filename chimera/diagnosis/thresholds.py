@@ -1,4 +1,4 @@
-"""Every limit that a rule compares with, where it comes from, and absolute references that hold for one machine only."""
+"""Every limit that a rule compares with and where it comes from; absolute references for one machine each."""
 
 from __future__ import annotations
 

@@ -45,13 +45,30 @@ def low_throughput(evidence: EvidenceSet) -> Iterator[Finding]:
     window = duration([each for each, _ in pairs])
     if base is not None and len(pairs) >= limit("history-n") and now < (1 - limit("rate-drop")) * base.value:
         title = f"{now:.3g} tok/s where there were {base.value:.3g}: {percent(1 - now / base.value)} less"
-        shown.append(seen("decode rate", now, threshold=(1 - limit("rate-drop")) * base.value, unit="tok/s",
-                          via=base.via, window_s=window, series=by_time(pairs)))
+        shown.append(
+            seen(
+                "decode rate",
+                now,
+                threshold=(1 - limit("rate-drop")) * base.value,
+                unit="tok/s",
+                via=base.via,
+                window_s=window,
+                series=by_time(pairs),
+            )
+        )
     elif (roof := _roof(evidence)) is not None and now < limit("roof-share") * roof and not _explained(base, now):
         title = f"{now:.3g} tok/s is {percent(now / roof)} of what memory bandwidth allows"
         severity = "notice"
-        shown.append(seen("part of the bandwidth roof", now / roof, over="roof-share", source="derived",
-                          via="memory bandwidth and bytes read a token", window_s=window))
+        shown.append(
+            seen(
+                "part of the bandwidth roof",
+                now / roof,
+                over="roof-share",
+                source="derived",
+                via="memory bandwidth and bytes read a token",
+                window_s=window,
+            )
+        )
     elif (reference := _reference(evidence)) is not None and now < reference[0] and not _explained(base, now):
         title = f"{now:.3g} tok/s; a report for this card and model has {reference[0]:.0f} and more"
         severity = "notice"
@@ -62,8 +79,15 @@ def low_throughput(evidence: EvidenceSet) -> Iterator[Finding]:
         shown.append(seen("decode rate against a report", now, threshold=reference[0], unit="tok/s", via=reference[1]))
     causes = ranked(_causes(evidence, pairs))
     first = first_supported(causes)
-    yield Finding("low-throughput", severity, title, tuple(shown), cause=first, causes=causes,
-                  remedies=tuple(_remedies(evidence, first)))  # fmt: skip
+    yield Finding(
+        "low-throughput",
+        severity,
+        title,
+        tuple(shown),
+        cause=first,
+        causes=causes,
+        remedies=tuple(_remedies(evidence, first)),
+    )
 
 
 def _explained(base: object, now: float) -> bool:
@@ -96,32 +120,50 @@ def _causes(evidence: EvidenceSet, pairs: list[tuple[Request, float]]) -> Iterat
     lies = placement(evidence)
     loads = gpu_load(evidence)
     busy = [value for samples in loads.values() for _, value in gpu_numbers(samples, lambda each: each.utilization)]
-    usage = seen("GPU utilisation while requests run", fmean(busy), over="busy-utilization", via="NVML") if busy else None
+    usage = (
+        seen("GPU utilisation while requests run", fmean(busy), over="busy-utilization", via="NVML") if busy else None
+    )
     idle = usage is not None and fmean(busy) < limit("busy-utilization")
     foreign = [value for _, value in foreign_share(evidence)]
     if evidence.gpu_infos and local(evidence):
         if lies is not None and not lies.whole:
-            yield cause("low-throughput/cpu-offload", lies.evidence, usage if idle else None,
-                        against=[usage if not idle else None], share=0.5 + 0.5 * (1 - lies.on_gpu))
+            yield cause(
+                "low-throughput/cpu-offload",
+                lies.evidence,
+                usage if idle else None,
+                against=[usage if not idle else None],
+                share=0.5 + 0.5 * (1 - lies.on_gpu),
+            )
         elif lies is None:
-            yield cause("low-throughput/cpu-offload", usage if idle else None, share=0.5,
-                        check="The server's list of loaded models (size against size in GPU memory), or its log line "
-                              "`offloaded N/M layers`, tells how many layers are on the CPU.")
+            yield cause(
+                "low-throughput/cpu-offload",
+                usage if idle else None,
+                share=0.5,
+                check="The server's list of loaded models (size against size in GPU memory), or its log line "
+                "`offloaded N/M layers`, tells how many layers are on the CPU.",
+            )
     if foreign and fmean(foreign) >= limit("foreign-cpu") and on_cpu(evidence):
-        yield cause("low-throughput/foreign-load",
-                    seen("CPU used by other programs", fmean(foreign), over="foreign-cpu",
-                         via="processes of this host"), share=min(0.9, fmean(foreign) / 50))
+        yield cause(
+            "low-throughput/foreign-load",
+            seen("CPU used by other programs", fmean(foreign), over="foreign-cpu", via="processes of this host"),
+            share=min(0.9, fmean(foreign) / 50),
+        )
     elif not foreign and local(evidence):
         yield cause("low-throughput/foreign-load", check="`top` while a request runs names programs on the same cores.")
     for reasons in held(evidence).values():
-        slow = {name: each for name, each in reasons.items()
-                if name in ("sw-thermal", "hw-thermal", "power-brake", "hw-slowdown", "power-cap")
-                and each.share > limit("thermal-share")}
+        slow = {
+            name: each
+            for name, each in reasons.items()
+            if name in ("sw-thermal", "hw-thermal", "power-brake", "hw-slowdown", "power-cap")
+            and each.share > limit("thermal-share")
+        }
         if slow:
             name, worst = max(slow.items(), key=lambda pair: pair[1].share)
-            yield cause("low-throughput/throttling",
-                        seen(f"time in {name}", worst.share, over="thermal-share", via=worst.via,
-                             window_s=worst.window_s), share=worst.share * (0.4 if name == "power-cap" else 0.9))
+            yield cause(
+                "low-throughput/throttling",
+                seen(f"time in {name}", worst.share, over="thermal-share", via=worst.via, window_s=worst.window_s),
+                share=worst.share * (0.4 if name == "power-cap" else 0.9),
+            )
     stuck = next(low_clocks(evidence), None)
     if stuck is not None:
         yield cause("low-throughput/low-clocks", stuck.evidence[0], share=0.7)
@@ -129,38 +171,74 @@ def _causes(evidence: EvidenceSet, pairs: list[tuple[Request, float]]) -> Iterat
     yield from _thread_causes(evidence)
     kv = options_in_force(evidence).kv_cache_type
     if kv in ("q8_0", "q4_0") and on_cpu(evidence):
-        yield cause("low-throughput/kv-quantised", seen("KV cache type in force", str(kv), threshold="f16",
-                                                       via="settings"), share=0.3)
+        yield cause(
+            "low-throughput/kv-quantised",
+            seen("KV cache type in force", str(kv), threshold="f16", via="settings"),
+            share=0.3,
+        )
     for what, before, after in changes_since(evidence):
         if what != "settings":
-            yield cause("low-throughput/server-regression", seen(f"{what} before", before, threshold=after,
-                                                                via="journal"), share=0.45)
+            yield cause(
+                "low-throughput/server-regression",
+                seen(f"{what} before", before, threshold=after, via="journal"),
+                share=0.45,
+            )
     pressure = numbers(host_load(evidence), lambda each: each.pressure_memory)
     if len(pressure) >= 2 and fmean(value for _, value in pressure) >= limit("memory-pressure"):
-        yield cause("low-throughput/memory-pressure",
-                    seen("time in which a task waited for memory", fmean(value for _, value in pressure),
-                         over="memory-pressure", via="PSI", series=pressure), share=0.6)
+        yield cause(
+            "low-throughput/memory-pressure",
+            seen(
+                "time in which a task waited for memory",
+                fmean(value for _, value in pressure),
+                over="memory-pressure",
+                via="PSI",
+                series=pressure,
+            ),
+            share=0.6,
+        )
     newest = evidence.host_samples[-1] if evidence.host_samples else None
-    if newest is not None and local(evidence) and (newest.on_battery or newest.governor == "powersave" and on_cpu(evidence)
-                                                   and newest.power_profile in ("power-saver", "low-power")):
-        yield cause("low-throughput/power-saving",
-                    seen("power source", "battery", via="this host") if newest.on_battery else
-                    seen("power profile", newest.power_profile or "", via="this host"), share=0.35)
+    if (
+        newest is not None
+        and local(evidence)
+        and (
+            newest.on_battery
+            or (
+                newest.governor == "powersave"
+                and on_cpu(evidence)
+                and newest.power_profile in ("power-saver", "low-power")
+            )
+        )
+    ):
+        yield cause(
+            "low-throughput/power-saving",
+            seen("power source", "battery", via="this host")
+            if newest.on_battery
+            else seen("power profile", newest.power_profile or "", via="this host"),
+            share=0.35,
+        )
     if evidence.platform == "windows" and local(evidence):
-        yield cause("low-throughput/background-class",
-                    check="Task Manager shows 'Efficiency mode' or a low priority of the server's process.")
-    split = [uuid for uuid, samples in loads.items() if any((number(each.vram_used_bytes) or 0) > 1e9 for each in samples)]
+        yield cause(
+            "low-throughput/background-class",
+            check="Task Manager shows 'Efficiency mode' or a low priority of the server's process.",
+        )
+    split = [
+        uuid for uuid, samples in loads.items() if any((number(each.vram_used_bytes) or 0) > 1e9 for each in samples)
+    ]
     if len(split) > 1 and evidence.roof_tok_s:
-        yield cause("low-throughput/pcie", check="With one GPU only (CUDA_VISIBLE_DEVICES) the rate tells whether the "
-                                                 "split costs more than it brings.")
+        yield cause(
+            "low-throughput/pcie",
+            check="With one GPU only (CUDA_VISIBLE_DEVICES) the rate tells whether the "
+            "split costs more than it brings.",
+        )
 
 
 def _long_context(pairs: list[tuple[Request, float]]) -> Cause | None:
     """The rate falls with the length of the context that is really used."""
     lengths = sorted(
         (float((each.measurement.prompt_tokens or 0) + (each.measurement.completion_tokens or 0)), rate)
-        for each, rate in pairs if each.measurement.prompt_tokens
-    )  # fmt: skip
+        for each, rate in pairs
+        if each.measurement.prompt_tokens
+    )
     if len(lengths) < 6:
         return None
     third = len(lengths) // 3
@@ -170,9 +248,18 @@ def _long_context(pairs: list[tuple[Request, float]]) -> Cause | None:
     ratio = median(rate for _, rate in long) / median(rate for _, rate in short)
     if ratio >= 1 - limit("rate-drop"):
         return None
-    return cause("low-throughput/long-context",
-                 seen("rate with long context against short", ratio, threshold=1 - limit("rate-drop"), source="derived",
-                      via="own timings", series=lengths), share=0.6)
+    return cause(
+        "low-throughput/long-context",
+        seen(
+            "rate with long context against short",
+            ratio,
+            threshold=1 - limit("rate-drop"),
+            source="derived",
+            via="own timings",
+            series=lengths,
+        ),
+        share=0.6,
+    )
 
 
 def _thread_causes(evidence: EvidenceSet) -> Iterator[Cause]:
@@ -183,13 +270,22 @@ def _thread_causes(evidence: EvidenceSet) -> Iterator[Cause]:
     if not on_cpu(evidence) or not local(evidence):
         return
     if asked is not None and room is not None and asked > room:
-        yield cause("low-throughput/threads", seen("threads in force", float(asked), threshold=float(room),
-                                                  via="settings", source="derived"), share=0.55)
-    elif asked is None and room is not None and newest is not None and newest.per_core_percent \
-            and len(newest.per_core_percent) > room:
-        yield cause("low-throughput/threads",
-                    check=f"A run with num_thread {int(room)} against the automatic value tells whether threads share "
-                          "cores.")
+        yield cause(
+            "low-throughput/threads",
+            seen("threads in force", float(asked), threshold=float(room), via="settings", source="derived"),
+            share=0.55,
+        )
+    elif (
+        asked is None
+        and room is not None
+        and newest is not None
+        and newest.per_core_percent
+        and len(newest.per_core_percent) > room
+    ):
+        yield cause(
+            "low-throughput/threads",
+            check=f"A run with num_thread {int(room)} against the automatic value tells whether threads share cores.",
+        )
 
 
 def _remedies(evidence: EvidenceSet, first: str | None) -> Iterator[Remedy]:
@@ -210,8 +306,9 @@ def _remedies(evidence: EvidenceSet, first: str | None) -> Iterator[Remedy]:
         case "low-throughput/threads":
             yield from threads(evidence)
         case "low-throughput/kv-quantised":
-            yield Remedy("A KV cache of type f16: a quantised one saves memory and costs speed here.",
-                         {"kv_cache_type": "f16"})
+            yield Remedy(
+                "A KV cache of type f16: a quantised one saves memory and costs speed here.", {"kv_cache_type": "f16"}
+            )
         case "low-throughput/server-regression":
             yield Remedy("Go back to the version before and measure again; if that helps, report it with the bundle.")
         case "low-throughput/memory-pressure":
@@ -219,8 +316,10 @@ def _remedies(evidence: EvidenceSet, first: str | None) -> Iterator[Remedy]:
         case "low-throughput/power-saving":
             yield Remedy("Plug the machine in, and choose a power profile for performance.")
         case _:
-            yield Remedy("Measure once more with nothing else running; what does not come back has a cause that the "
-                         "checks below find.")
+            yield Remedy(
+                "Measure once more with nothing else running; what does not come back has a cause that the "
+                "checks below find."
+            )
 
 
 RULES = (low_throughput,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -53,9 +54,10 @@ def high_ttft(evidence: EvidenceSet) -> Iterator[Finding]:
     if recurring is not None:
         # Loads that come again and again are the user's everyday wait, so they count here although they are cold.
         pairs = [
-            (each, each.measurement.ttft_s) for each in _loads(evidence)[-int(limit("reload-window")):]
+            (each, each.measurement.ttft_s)
+            for each in _loads(evidence)[-int(limit("reload-window")) :]
             if each.measurement.ttft_s is not None and each.measurement.error is None
-        ]  # fmt: skip
+        ]
         warm = [(each, ttft) for each, ttft in pairs if ttft is not None]
     if not warm:
         return
@@ -67,26 +69,68 @@ def high_ttft(evidence: EvidenceSet) -> Iterator[Finding]:
     severity: Severity = "warn"
     if base is not None and now > limit("ttft-rise") * base.value and now - base.value > 0.1:
         title = f"The first token takes {seconds(now)}; it took {seconds(base.value)}"
-        shown.append(seen("time to first token", now, threshold=limit("ttft-rise") * base.value, unit="s", via=base.via,
-                          window_s=duration(requests), series=by_time(warm)))
+        shown.append(
+            seen(
+                "time to first token",
+                now,
+                threshold=limit("ttft-rise") * base.value,
+                unit="s",
+                via=base.via,
+                window_s=duration(requests),
+                series=by_time(warm),
+            )
+        )
     elif recurring is not None:
         title = f"The first token takes {seconds(now)}, most of it loading the model"
-        shown.append(seen("time to first token", now, over="ttft-part-seconds", unit="s", via="own timings",
-                          window_s=duration(requests), series=by_time(warm)))
+        shown.append(
+            seen(
+                "time to first token",
+                now,
+                over="ttft-part-seconds",
+                unit="s",
+                via="own timings",
+                window_s=duration(requests),
+                series=by_time(warm),
+            )
+        )
     elif now > limit("ttft-patience"):
         title, severity = f"The first token takes {seconds(now)}", "notice"
-        shown.append(seen("time to first token", now, over="ttft-patience", via="own timings",
-                          window_s=duration(requests), series=by_time(warm)))
+        shown.append(
+            seen(
+                "time to first token",
+                now,
+                over="ttft-patience",
+                via="own timings",
+                window_s=duration(requests),
+                series=by_time(warm),
+            )
+        )
     elif reference is not None and now > reference[0]:
         title, severity = f"The first token takes {seconds(now)}; a report for this card has less", "notice"
-        shown.append(seen("time to first token", now, threshold=reference[0], unit="s", via=reference[1],
-                          window_s=duration(requests), series=by_time(warm)))
+        shown.append(
+            seen(
+                "time to first token",
+                now,
+                threshold=reference[0],
+                unit="s",
+                via=reference[1],
+                window_s=duration(requests),
+                series=by_time(warm),
+            )
+        )
     else:
         return
     causes = ranked(_ttft_causes(evidence, warm, now, recurring))
     first = first_supported(causes)
-    yield Finding("high-ttft", severity, title, tuple(shown) + _split(requests, now), cause=first, causes=causes,
-                  remedies=tuple(_ttft_remedies(evidence, first)))  # fmt: skip
+    yield Finding(
+        "high-ttft",
+        severity,
+        title,
+        tuple(shown) + _split(requests, now),
+        cause=first,
+        causes=causes,
+        remedies=tuple(_ttft_remedies(evidence, first)),
+    )
 
 
 def _split(requests: Sequence[Request], now: float) -> tuple[Evidence, ...]:
@@ -95,8 +139,15 @@ def _split(requests: Sequence[Request], now: float) -> tuple[Evidence, ...]:
     for title, field in names:
         values = [value for each in requests if (value := getattr(each.measurement, field)) is not None]
         if values:
-            found.append(seen(f"{title} inside it", median(values), threshold=limit("ttft-part") * now, unit="s",
-                              via="own timings"))
+            found.append(
+                seen(
+                    f"{title} inside it",
+                    median(values),
+                    threshold=limit("ttft-part") * now,
+                    unit="s",
+                    via="own timings",
+                )
+            )
     return tuple(found)
 
 
@@ -122,29 +173,42 @@ def _ttft_causes(
         name = "high-ttft/reload-thrash" if recurring is not None else "high-ttft/cold-load"
         yield cause(name, seen("load's part of it", load, over="ttft-part", via="own timings"), share=load)
     if queue > 0.2:
-        yield cause("high-ttft/queueing", seen("queue's part of it", queue, over="ttft-part", via="own timings"),
-                    share=queue)
+        yield cause(
+            "high-ttft/queueing", seen("queue's part of it", queue, over="ttft-part", via="own timings"), share=queue
+        )
     blocks = [each for each, ttft in warm if _one_piece(each, ttft)]
     if len(blocks) > len(warm) / 2:
-        yield cause("high-ttft/not-streaming",
-                    seen("answers that came in one piece", float(len(blocks)), threshold=len(warm) / 2,
-                         via="own timings"), share=0.95)
+        yield cause(
+            "high-ttft/not-streaming",
+            seen("answers that came in one piece", float(len(blocks)), threshold=len(warm) / 2, via="own timings"),
+            share=0.95,
+        )
         return
     if prefill > 0.2:
         part = seen("prefill's part of it", prefill, over="ttft-part", via="own timings")
         yield from _prefill_causes(evidence, warm, prefill, part)
     thinking = [(each.answer_s, ttft) for each, ttft in warm if each.answer_s is not None and each.answer_s > 2 * ttft]
     if len(thinking) > len(warm) / 2:
-        yield cause("high-ttft/thinking", seen("first word of the answer", median(a for a, _ in thinking), threshold=now,
-                                              unit="s", via="own timings"), share=0.3)
+        yield cause(
+            "high-ttft/thinking",
+            seen(
+                "first word of the answer", median(a for a, _ in thinking), threshold=now, unit="s", via="own timings"
+            ),
+            share=0.3,
+        )
     known = [each for each, _ in warm if each.measurement.prefill_s is not None]
     rest = 1 - load - queue - prefill
     if rest > limit("ttft-part") and len(known) == len(warm):
-        yield cause("high-ttft/overhead", seen("part that nothing accounts for", rest, over="ttft-part", source="derived",
-                                               via="own timings"), share=rest,
-                    check="A request from the server's own host, without a proxy, tells whether the network takes it.")
+        yield cause(
+            "high-ttft/overhead",
+            seen("part that nothing accounts for", rest, over="ttft-part", source="derived", via="own timings"),
+            share=rest,
+            check="A request from the server's own host, without a proxy, tells whether the network takes it.",
+        )
     elif not known:
-        yield cause("high-ttft/queueing", check="This server does not tell queue and prefill apart; its own metrics may.")
+        yield cause(
+            "high-ttft/queueing", check="This server does not tell queue and prefill apart; its own metrics may."
+        )
 
 
 def _prefill_causes(
@@ -159,19 +223,26 @@ def _prefill_causes(
     growing = _grows([float(each.measurement.prompt_tokens or 0) for each, _ in warm])
     lost = any("forcing full prompt re-processing" in each.text for each in evidence.log)
     if lost or (growing and reused and all(each == 0 for each in reused)):
-        yield cause("high-ttft/no-prefix-reuse", part,
-                    seen("cached part of growing prompts", 0.0, over="cached-share", via="server"),
-                    seen("the server's log", "forcing full prompt re-processing", via="server log") if lost else None,
-                    share=share)
+        yield cause(
+            "high-ttft/no-prefix-reuse",
+            part,
+            seen("cached part of growing prompts", 0.0, over="cached-share", via="server"),
+            seen("the server's log", "forcing full prompt re-processing", via="server log") if lost else None,
+            share=share,
+        )
     usual = median(past) if past else 0
     if tokens and (median(tokens) >= 1024 or (usual and median(tokens) > 1.5 * usual)):
         yield cause("high-ttft/long-prompt", part, shown, speed, share=0.9 * share)
     foreign = foreign_share(evidence)
     busy = [value for _, value in foreign]
     if busy and median(busy) >= limit("foreign-cpu") and on_cpu(evidence):
-        yield cause("high-ttft/slow-prefill", part, speed,
-                    seen("CPU used by other programs", median(busy), over="foreign-cpu", via="processes of this host"),
-                    share=0.8 * share)
+        yield cause(
+            "high-ttft/slow-prefill",
+            part,
+            speed,
+            seen("CPU used by other programs", median(busy), over="foreign-cpu", via="processes of this host"),
+            share=0.8 * share,
+        )
     elif evidence.gpu_infos and on_cpu(evidence) and local(evidence):
         yield cause("high-ttft/slow-prefill", part, speed, share=0.7 * share)
     elif not (tokens and median(tokens) >= 1024):
@@ -180,7 +251,7 @@ def _prefill_causes(
 
 def _grows(lengths: list[float]) -> bool:
     """Prompts that get longer turn by turn: a conversation."""
-    return len(lengths) >= 3 and all(a < b for a, b in zip(lengths, lengths[1:], strict=False))
+    return len(lengths) >= 3 and all(a < b for a, b in itertools.pairwise(lengths))
 
 
 def _one_piece(request: Request, ttft: float) -> bool:
@@ -202,8 +273,12 @@ def _ttft_remedies(evidence: EvidenceSet, first: str | None) -> Iterator[Remedy]
         case "high-ttft/cold-load":
             yield Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed.")
         case "high-ttft/queueing":
-            yield Remedy("As many slots as clients.", {"num_parallel": max(2, evidence.workload.agents)}
-                         if evidence.workload is not None and evidence.workload.agents > 1 else None)
+            yield Remedy(
+                "As many slots as clients.",
+                {"num_parallel": max(2, evidence.workload.agents)}
+                if evidence.workload is not None and evidence.workload.agents > 1
+                else None,
+            )
             yield Remedy("Fewer clients at once, or a second server.")
         case "high-ttft/not-streaming":
             yield Remedy("Ask for a stream (`stream: true`): without it the first token comes with the last.")
@@ -254,38 +329,68 @@ def reload_thrash(evidence: EvidenceSet) -> Iterator[Finding]:
     loads = [(each, each.measurement.load_s or 0.0) for each in last]
     shown: list[Evidence] = []
     if counts is not None:
-        shown.append(seen("requests that loaded the model", float(counts[0]), over="reload-count",
-                          via="own timings", window_s=duration(last)))
-        shown.append(seen("load time", median(load for _, load in loads if load > limit("reload-load")),
-                          over="reload-load", via="server", series=by_time(loads)))
+        shown.append(
+            seen(
+                "requests that loaded the model",
+                float(counts[0]),
+                over="reload-count",
+                via="own timings",
+                window_s=duration(last),
+            )
+        )
+        shown.append(
+            seen(
+                "load time",
+                median(load for _, load in loads if load > limit("reload-load")),
+                over="reload-load",
+                via="server",
+                series=by_time(loads),
+            )
+        )
     if starts is not None:
         shown.append(starts)
     own = _own_options(last)
     crashed = [each for each in evidence.failures if is_crash(each.text)]
-    several = {each.name for sample in evidence.server_samples if isinstance(sample.models, tuple)
-               for each in sample.models}
+    several = {
+        each.name for sample in evidence.server_samples if isinstance(sample.models, tuple) for each in sample.models
+    }
     evicted = [each for each in evidence.log if "evicting" in each.text]
     void = [each for each in last if each.measurement.void_reason == "foreign-client"]
-    foreign = seen("requests with another client beside them", float(len(void)), threshold=0.0, via="/slots") \
-        if void else None
+    foreign = (
+        seen("requests with another client beside them", float(len(void)), threshold=0.0, via="/slots")
+        if void
+        else None
+    )
     causes = ranked(
         [
             cause("reload-thrash/own-options", own, share=0.9) if own is not None else None,
             cause("reload-thrash/other-options", windows, starts, foreign, share=0.8)
-            if (windows is not None or starts is not None) and own is None else None,
-            cause("reload-thrash/eviction",
-                  seen("models seen in memory in turn", ", ".join(sorted(plain(each, 60) for each in several)[:3]),
-                       via="/api/ps"),
-                  seen("the server's log", evicted[-1].text, via="server log") if evicted else None, share=0.7)
-            if len(several) > 1 or evicted else None,
+            if (windows is not None or starts is not None) and own is None
+            else None,
+            cause(
+                "reload-thrash/eviction",
+                seen(
+                    "models seen in memory in turn",
+                    ", ".join(sorted(plain(each, 60) for each in several)[:3]),
+                    via="/api/ps",
+                ),
+                seen("the server's log", evicted[-1].text, via="server log") if evicted else None,
+                share=0.7,
+            )
+            if len(several) > 1 or evicted
+            else None,
             cause("reload-thrash/crash", seen("the server said", crashed[-1].text, via="server's answer"), share=0.85)
-            if crashed else None,
-            cause("reload-thrash/other-options",
-                  check="The flags of the server's engine (its process's arguments) before and after a load tell which "
-                        "option alternates; a client on /v1 sends none, and the defaults then hold.")
-            if windows is None and starts is None and own is None else None,
+            if crashed
+            else None,
+            cause(
+                "reload-thrash/other-options",
+                check="The flags of the server's engine (its process's arguments) before and after a load tell which "
+                "option alternates; a client on /v1 sends none, and the defaults then hold.",
+            )
+            if windows is None and starts is None and own is None
+            else None,
         ]
-    )  # fmt: skip
+    )
     remedies = [*_one_set_of_options()]
     force = _most_used(last)
     if own is not None and force is not None:
@@ -299,8 +404,7 @@ def reload_thrash(evidence: EvidenceSet) -> Iterator[Finding]:
         title = f"The model was loaded again in {counts[0]} of the last {counts[1]} requests"
     else:
         title = "The server loads the model again and again with other settings"
-    yield Finding("reload-thrash", "warn", title, tuple(shown), cause=first, causes=causes,
-                  remedies=tuple(remedies))  # fmt: skip
+    yield Finding("reload-thrash", "warn", title, tuple(shown), cause=first, causes=causes, remedies=tuple(remedies))
 
 
 def is_crash(text: str) -> bool:
@@ -313,15 +417,18 @@ def is_crash(text: str) -> bool:
 
 def _own_options(requests: Sequence[Request]) -> Evidence | None:
     asked = [str(each.requested.load) for each in requests if each.requested is not None]
-    changes = sum(a != b for a, b in zip(asked, asked[1:], strict=False))
+    changes = sum(a != b for a, b in itertools.pairwise(asked))
     if changes < 2 or len(set(asked)) < 2:
         return None
-    return seen("load options of our requests", " / ".join(list(dict.fromkeys(asked))[:3]), via="requests",
-                threshold="one set")
+    return seen(
+        "load options of our requests", " / ".join(list(dict.fromkeys(asked))[:3]), via="requests", threshold="one set"
+    )
 
 
 def _most_used(requests: Sequence[Request]) -> dict[str, int | float | str] | None:
-    asked = [each.requested.load for each in requests if each.requested is not None and each.requested.load != Options()]
+    asked = [
+        each.requested.load for each in requests if each.requested is not None and each.requested.load != Options()
+    ]
     if not asked:
         return None
     return max(asked, key=lambda each: (asked.count(each), str(each))).as_dict()
@@ -341,8 +448,14 @@ def _windows(evidence: EvidenceSet) -> Evidence | None:
     if len(track) < 3 or len({value for _, value in track}) == len(track):
         return None
     values = " → ".join(f"{value:.0f}" for _, value in track[-5:])
-    return seen("window of the loaded model", values, threshold="one value", via="/api/ps",
-                window_s=track[-1][0] - track[0][0], series=track)
+    return seen(
+        "window of the loaded model",
+        values,
+        threshold="one value",
+        via="/api/ps",
+        window_s=track[-1][0] - track[0][0],
+        series=track,
+    )
 
 
 _LOAD_FLAGS = ("-c", "-ngl", "-b", "-ub", "-t", "-np", "--flash-attn", "--cache-type-k", "--main-gpu")
@@ -359,8 +472,9 @@ def _alternating_starts(evidence: EvidenceSet) -> Evidence | None:
     values = "; ".join(
         f"{flag} " + " → ".join(plain(each.args.get(flag, "unset"), 20) for each in last) for flag in varied[:2]
     )
-    return seen("engine started with", values, threshold="one set", via="process arguments",
-                window_s=last[-1].at - last[0].at)
+    return seen(
+        "engine started with", values, threshold="one set", via="process arguments", window_s=last[-1].at - last[0].at
+    )
 
 
 def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
@@ -380,39 +494,61 @@ def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
         seen("cold requests", float(len(cold)), threshold=0.0, via="own timings", window_s=duration(counted))
     ]
     if typical is not None:
-        shown.append(seen("load time", typical, over="ttft-part-seconds", via="server", unit="s",
-                          series=by_time((each, each.measurement.load_s or 0.0) for each in cold)))
+        shown.append(
+            seen(
+                "load time",
+                typical,
+                over="ttft-part-seconds",
+                via="server",
+                unit="s",
+                series=by_time((each, each.measurement.load_s or 0.0) for each in cold),
+            )
+        )
     idle = seen("pause before", max(pauses), over="idle-gap", via="own timings", unit="s") if pauses else None
     spread = max(loads) / min(loads) if len(loads) >= 2 else 1.0
     causes = ranked(
         [
             cause("cold-load/keep-alive", idle, share=0.8)
-            if idle is not None and max(pauses) >= limit("idle-gap") else None,
+            if idle is not None and max(pauses) >= limit("idle-gap")
+            else None,
             cause("cold-load/first-load", seen("it was the first request", "yes", via="own timings"), share=0.6)
-            if counted and cold[0] is counted[0] else None,
-            cause("cold-load/disk", seen("slowest load against fastest", spread, threshold=2.0, via="server"), share=0.4)
-            if spread >= 2 else None,
-            cause("cold-load/keep-alive", check="The server's list of loaded models before the request tells whether it "
-                                                "had been unloaded.")
-            if idle is None or max(pauses) < limit("idle-gap") else None,
+            if counted and cold[0] is counted[0]
+            else None,
+            cause(
+                "cold-load/disk", seen("slowest load against fastest", spread, threshold=2.0, via="server"), share=0.4
+            )
+            if spread >= 2
+            else None,
+            cause(
+                "cold-load/keep-alive",
+                check="The server's list of loaded models before the request tells whether it had been unloaded.",
+            )
+            if idle is None or max(pauses) < limit("idle-gap")
+            else None,
         ]
-    )  # fmt: skip
+    )
     habit = len(cold) >= 2
     yield Finding(
-        "cold-load", "notice" if habit else "info",
+        "cold-load",
+        "notice" if habit else "info",
         f"{len(cold)} request{'s' if habit else ''} had to load the model first"
-        + (f" ({seconds(typical)})" if typical is not None else "") + "; kept apart from the steady figures",
-        tuple(shown), cause=first_supported(causes), causes=causes, since=cold[0].measurement.started_at,
+        + (f" ({seconds(typical)})" if typical is not None else "")
+        + "; kept apart from the steady figures",
+        tuple(shown),
+        cause=first_supported(causes),
+        causes=causes,
+        since=cold[0].measurement.started_at,
         remedies=(Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed."),),
-    )  # fmt: skip
+    )
 
 
 def _pauses(counted: Sequence[Request], cold: Sequence[Request]) -> list[float]:
     found = []
-    for before, after in zip(counted, counted[1:], strict=False):
+    for before, after in itertools.pairwise(counted):
         if any(after is each for each in cold):
-            found.append(max(0.0, after.measurement.started_at - before.measurement.started_at
-                             - before.measurement.total_s))
+            found.append(
+                max(0.0, after.measurement.started_at - before.measurement.started_at - before.measurement.total_s)
+            )
     return found
 
 
@@ -428,8 +564,16 @@ def prompt_cache_hit(evidence: EvidenceSet) -> Iterator[Finding]:
     shares = [(each, share) for each in counted if (share := cached_share(each)) is not None]
     shown: list[Evidence] = []
     if shares:
-        shown.append(seen("cached part of the prompt", median(share for _, share in shares), over="cached-share",
-                          via="server", window_s=duration(counted), series=by_time(shares)))
+        shown.append(
+            seen(
+                "cached part of the prompt",
+                median(share for _, share in shares),
+                over="cached-share",
+                via="server",
+                window_s=duration(counted),
+                series=by_time(shares),
+            )
+        )
     if absurd is not None:
         shown.append(absurd)
     if hits:
@@ -444,13 +588,19 @@ def prompt_cache_hit(evidence: EvidenceSet) -> Iterator[Finding]:
         ]
     )
     yield Finding(
-        "prompt-cache-hit", "notice",
-        ("The same prompt is sent each time, so the cache answers" if fixed else
-         f"{len(hits) or 'Some'} of {len(counted)} prompts came out of the server's cache")
+        "prompt-cache-hit",
+        "notice",
+        (
+            "The same prompt is sent each time, so the cache answers"
+            if fixed
+            else f"{len(hits) or 'Some'} of {len(counted)} prompts came out of the server's cache"
+        )
         + "; no time to first token is claimed",
-        tuple(shown), cause=first_supported(causes), causes=causes,
+        tuple(shown),
+        cause=first_supported(causes),
+        causes=causes,
         remedies=(Remedy("Prompts that differ from their first word on (the default), or no `--fixed-prompt`."),),
-    )  # fmt: skip
+    )
 
 
 def _absurd_prefill(evidence: EvidenceSet, counted: Sequence[Request]) -> Evidence | None:
@@ -461,10 +611,14 @@ def _absurd_prefill(evidence: EvidenceSet, counted: Sequence[Request]) -> Eviden
     if evidence.workload is not None and evidence.workload.prompt_file is None and not evidence.workload.fixed_prompt:
         return None
     speeds = [
-        (each, tokens / took) for each in counted
-        if (tokens := each.measurement.prompt_tokens) and tokens >= 8
-        and (took := each.measurement.prefill_s) and took > 1e-6 and each.measurement.cached_tokens is None
-    ]  # fmt: skip
+        (each, tokens / took)
+        for each in counted
+        if (tokens := each.measurement.prompt_tokens)
+        and tokens >= 8
+        and (took := each.measurement.prefill_s)
+        and took > 1e-6
+        and each.measurement.cached_tokens is None
+    ]
     if len(speeds) < 3:
         return None
     rates = sorted(rate for _, rate in speeds)
@@ -474,8 +628,14 @@ def _absurd_prefill(evidence: EvidenceSet, counted: Sequence[Request]) -> Eviden
     same = {each.measurement.prompt_tokens for each, _ in speeds}
     if len(fast) < len(speeds) - 1 or len(same) > 1 or first > usual * 1.5:
         return None
-    return seen("prefill rate against the first prompt's", median(fast) / first, over="cached-speedup",
-                source="derived", via="server", series=by_time(speeds))
+    return seen(
+        "prefill rate against the first prompt's",
+        median(fast) / first,
+        over="cached-speedup",
+        source="derived",
+        via="server",
+        series=by_time(speeds),
+    )
 
 
 RULES = (reload_thrash, high_ttft, cold_load, prompt_cache_hit)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, pairwise
 from statistics import fmean, median
 from typing import Literal
 
@@ -101,9 +101,7 @@ def attribute(points: Sequence[Point], metric: Literal["rate", "ttft"]) -> Attri
         return Attribution(metric, n, spread, (Share("noise", 1.0),))
     groups = [each.group for each in usable]
     columns = {
-        name: _centred(column, groups)
-        for name in _MEASURED
-        if (column := _column(name, usable, metric)) is not None
+        name: _centred(column, groups) for name in _MEASURED if (column := _column(name, usable, metric)) is not None
     }
     signs = {"reloads": 1, "queueing": 1, "cache-hits": 1, "clocks": 1, "foreign-load": -1, "prompt-length": 0}
     chosen = _forward(y, columns, {**signs, "output-length": 0}, 1 if metric == "rate" else -1)
@@ -145,8 +143,10 @@ def _named(name: str) -> VarianceCause:
 
 
 def _column(name: VarianceCause, points: Sequence[Point], metric: str) -> list[float] | None:
-    """The cause's presence in each point, scaled so that its effect on the log value is about linear; None where it
-    is not known for all, or too small or constant to matter."""
+    """The cause's presence in each point, scaled so that its effect on the log value is about linear.
+
+    None where it is not known for all points, or too small or constant to matter.
+    """
     values: list[float | None]
     material = 0.0
     if name == "reloads" or name == "queueing":
@@ -201,8 +201,7 @@ def _dot(a: Sequence[float], b: Sequence[float]) -> float:
 
 def _centred(values: Sequence[float], groups: Sequence[str]) -> list[float]:
     means = {
-        name: fmean(value for value, group in zip(values, groups, strict=True) if group == name)
-        for name in set(groups)
+        name: fmean(value for value, group in zip(values, groups, strict=True) if group == name) for name in set(groups)
     }
     return [value - means[group] for value, group in zip(values, groups, strict=True)]
 
@@ -360,9 +359,9 @@ def _plain_part(residual: Sequence[float]) -> float:
     if len(near) < n and len(near) >= n / 2:
         centre = fmean(near)
         part = (sum((each - centre) ** 2 for each in near) / max(1, len(near) - 1)) / (total / (n - 1))
-    lagged = sum(a * b for a, b in zip(residual, residual[1:], strict=False)) / total
+    lagged = sum(a * b for a, b in pairwise(residual)) / total
     if lagged > 3 / math.sqrt(n):
-        steps = sum((b - a) ** 2 for a, b in zip(residual, residual[1:], strict=False)) / (2 * (n - 1))
+        steps = sum((b - a) ** 2 for a, b in pairwise(residual)) / (2 * (n - 1))
         part = min(part, steps / (total / (n - 1)))
     return min(1.0, max(0.0, part))
 

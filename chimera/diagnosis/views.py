@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -192,9 +193,9 @@ def _offloaded(evidence: EvidenceSet) -> tuple[int, int] | None:
         if not found:
             continue
         done, slash, every = rest.split(" ", 1)[0].partition("/")
-        if slash and done.isascii() and done.isdigit() and every.isascii() and every.isdigit() and len(every) < 7:
-            if 0 < int(every) and int(done) <= int(every):
-                return int(done), int(every)
+        digits = done.isascii() and done.isdigit() and every.isascii() and every.isdigit() and len(every) < 7
+        if slash and digits and 0 < int(every) >= int(done):
+            return int(done), int(every)
     return None
 
 
@@ -323,7 +324,7 @@ def load_windows(evidence: EvidenceSet) -> list[tuple[float, float]]:
             start = each.measurement.started_at - offset
             raw.append((start, start + each.measurement.total_s))
     samples = evidence.server_samples
-    for a, b in zip(samples, samples[1:], strict=False):
+    for a, b in itertools.pairwise(samples):
         if (number(a.busy) or 0) > 0 and (number(b.busy) or 0) > 0 and b.at - a.at <= 2 * _JOIN_S:
             raw.append((a.at, b.at))
     raw.sort()
@@ -428,13 +429,27 @@ def rate_fell(evidence: EvidenceSet) -> tuple[bool | None, Evidence | None]:
     base = own_baseline(evidence, "decode_tok_s")
     if base is not None:
         ratio = median(rates) / base.value
-        shown = seen("decode rate against before", ratio, threshold=1 - limit("rate-drop"), unit="of the own baseline",
-                     source="derived", via=base.via, window_s=duration([each for each, _ in pairs]))
+        shown = seen(
+            "decode rate against before",
+            ratio,
+            threshold=1 - limit("rate-drop"),
+            unit="of the own baseline",
+            source="derived",
+            via=base.via,
+            window_s=duration([each for each, _ in pairs]),
+        )
         return ratio < 1 - limit("rate-drop"), shown
     if len(rates) < 6:
         return None, None
     third = len(rates) // 3
     ratio = median(rates[-third:]) / median(rates[:third])
-    shown = seen("decode rate at the end against the beginning", ratio, over="rate-held", source="derived",
-                 via="own timings", window_s=duration([each for each, _ in pairs]), series=by_time(pairs))
+    shown = seen(
+        "decode rate at the end against the beginning",
+        ratio,
+        over="rate-held",
+        source="derived",
+        via="own timings",
+        window_s=duration([each for each, _ in pairs]),
+        series=by_time(pairs),
+    )
     return ratio < limit("rate-held"), shown

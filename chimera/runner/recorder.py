@@ -10,7 +10,6 @@ import asyncio
 import statistics
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +17,13 @@ from chimera.backends.base import Backend
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import number
 from chimera.domain.run import Progress, Run, Session
-from chimera.domain.server import Effective
+from chimera.domain.server import Effective, ServerInfo
 from chimera.errors import BackendError
 from chimera.measure.live import LiveRequest
 from chimera.measure.request import Timed
 from chimera.measure.session import SessionStage
+
+from .sampler import Sampler
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -105,12 +106,21 @@ class ProgressWriter:
 class Recorder:
     """Observes a session for the journal (an `Observer` of `chimera.measure.session`)."""
 
-    def __init__(self, journal: Journal, run: Run, backend: Backend, progress: ProgressWriter, gate: Gate) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        run: Run,
+        backend: Backend,
+        progress: ProgressWriter,
+        gate: Gate,
+        sampler: Sampler,
+    ) -> None:
         self._journal = journal
         self._run = run
         self._backend = backend
         self._progress = progress
         self._gate = gate
+        self._sampler = sampler
         self._session = Session(0, "")
         self._sessions = 0
         self._request_s: list[float] = []
@@ -118,8 +128,6 @@ class Recorder:
         self._begun = 0.0
         self._stage: SessionStage = "loading"
         self._request = 0
-        self.on_timing: Callable[[bool], None] = lambda _: None
-        """Called with True when a request of ours is about to be timed, with False when it has ended."""
 
     async def begin(self, session: Session, sessions: int, options: dict[str, object]) -> None:
         """A session begins; `sessions` are planned in all."""
@@ -158,21 +166,23 @@ class Recorder:
     async def stage(self, stage: SessionStage, request: int) -> None:
         """A stage of the session begins."""
         self._stage, self._request = stage, request
-        self.on_timing(stage != "loading")
+        self._sampler.quiet(stage != "loading")
         self._progress.show(
             replace(self._progress.base, stage=stage, request=request, eta_s=self._eta(request), text="", tokens=0)
         )
 
     async def loaded(self, effective: Effective) -> None:
         """The configuration runs."""
-        self._progress.show(replace(self._progress.base, url=self._backend.url, pid=effective.pid))
+        url = self._backend.url
+        self._progress.show(replace(self._progress.base, url=url, pid=effective.pid))
+        self._sampler.watch(ServerInfo(self._backend.kind, url) if url else None, effective.pid)
         await asyncio.to_thread(self._journal.set_effective, self._run.id, self._session.candidate, effective)
         for note in effective.notes:
             await asyncio.to_thread(self._journal.log, self._run.id, note, "notice")
 
     async def measured(self, timed: Timed) -> None:
         """A request has ended."""
-        self.on_timing(False)
+        self._sampler.quiet(False)
         self._request_s.append(timed.measurement.total_s)
         await asyncio.to_thread(self._journal.add_measurement, self._run.id, self._session.seq, timed.measurement)
         word = _words(timed.measurement, self._request)

@@ -26,6 +26,7 @@ from chimera.measure.live import LiveRequest
 from chimera.measure.session import PromptSource, run_session
 
 from .recorder import Gate, ProgressWriter, Recorder
+from .sampler import Sampler
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -60,6 +61,7 @@ class Worker:
         self._gate = Gate()
         self._live = LiveRequest()
         self._progress = ProgressWriter(journal, run.id, self._live)
+        self._sampler = Sampler(journal, run.id)
         self._stop_reason: str | None = None
         self._work: asyncio.Task[None] | None = None
 
@@ -90,6 +92,7 @@ class Worker:
         finally:
             control.cancel()
             journal.interrupt(run.id)
+            self._sampler.stop()
             self._progress.stop()
         journal.log(
             run.id,
@@ -141,7 +144,8 @@ class Worker:
                 if remembered:
                     journal.remember(run.id, server.url, remembered)
                 touched = bool(remembered)
-            recorder = Recorder(journal, run, backend, self._progress, self._gate)
+            recorder = Recorder(journal, run, backend, self._progress, self._gate, self._sampler)
+            self._sampler.start()
             prompts = PromptSource(backend, run.workload, run.seed)
             async for session, total in self._sessions():
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)

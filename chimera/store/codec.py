@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -39,7 +39,7 @@ def dumps(value: Any) -> str:
 
 def decode(cls: type[T], data: Mapping[str, Any]) -> T:
     """The domain word that `dataclasses.asdict` and JSON made this of; tuples and words inside it as it declares."""
-    hints = _hints(cls)
+    hints: dict[str, Any] = _hints(cast("Hashable", cls))
     return cls(**{name: _read(hints[name], value) for name, value in data.items() if name in hints})
 
 
@@ -49,7 +49,7 @@ def decode_known(cls: type[T], data: Mapping[str, Any] | None) -> T | None:
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _hints(cls: Any) -> dict[str, Any]:
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cls)}
 

@@ -240,8 +240,10 @@ def _bring_up_to_date(engine: Engine, url: URL, path: Path | None) -> None:
         return
     from filelock import FileLock, Timeout
 
+    # No run has this name: ids are without `o` and `l`.
+    lock = private_folder(path.parent / "locks") / f"{path.stem}-journal.lock"
     try:
-        with FileLock(path.with_name(path.name + ".lock"), mode=0o600, thread_local=False).acquire(timeout=60):
+        with FileLock(lock, mode=0o600, thread_local=False).acquire(timeout=60):
             # Another process may have done it while we waited.
             revision = _revision(engine, path)
             if not _is_wal(engine):

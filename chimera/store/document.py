@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from chimera.domain.finding import Finding
 from chimera.domain.measurement import Measurement
@@ -24,6 +24,7 @@ from chimera.domain.options import OPTION_NAMES
 from chimera.domain.readings import Source
 from chimera.domain.run import Run, Session, Trial
 from chimera.domain.server import Effective
+from chimera.domain.text import plain
 from chimera.domain.verdict import Verdict
 
 from .codec import clean
@@ -93,8 +94,7 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
     }
     if measurements:
         found["measurements"] = [_measurement(row) for row in rows]
-    plain: dict[str, Any] = clean(found)
-    return plain
+    return cast("dict[str, Any]", clean(found))
 
 
 def run_document(run: Run) -> dict[str, Any]:
@@ -118,8 +118,7 @@ def run_document(run: Run) -> dict[str, Any]:
         "host": run.host,
         "gpus": run.gpus,
     }
-    plain: dict[str, Any] = clean(found)
-    return plain
+    return cast("dict[str, Any]", clean(found))
 
 
 def iso(at: float | None) -> str | None:
@@ -207,13 +206,12 @@ def export_csv(journal: Journal, run: Run) -> str:
 
 
 def _cell(value: object) -> object:
-    """A cell; text from a server may hold what would move a terminal's cursor, which is shown instead."""
-    plain = clean(value)
-    if isinstance(plain, bool):
-        return "true" if plain else "false"
-    if isinstance(plain, str):
-        return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in plain)
-    return "" if plain is None else plain
+    value = clean(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return plain(value)
+    return "" if value is None else value
 
 
 def export_benchstat(journal: Journal, run: Run) -> str:
@@ -248,5 +246,4 @@ def export_benchstat(journal: Journal, run: Run) -> str:
 
 def _word(text: str, *, spaces: bool = False) -> str:
     """Text as it may stand in a benchmark's name, or (with spaces) behind a key."""
-    plain = "".join(letter if letter.isprintable() else "?" for letter in text)
-    return plain if spaces else re.sub(r"[\s/]", "_", plain)
+    return plain(text) if spaces else re.sub(r"[\s/]", "_", plain(text))

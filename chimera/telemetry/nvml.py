@@ -88,7 +88,7 @@ class NvmlCollector:
             except DriverGone as gone:
                 state = self._gone(now, str(gone))
             except Exception as error:  # noqa: BLE001 - the telemetry thread must outlive whatever a driver does
-                state = self._gone(now, type(error).__name__)
+                state = self._gone(now, words_of(error))
             self._state = state
             return state
 
@@ -131,7 +131,7 @@ class NvmlCollector:
         if any(bus and not self._suspended(bus) for bus in self._sleeping()):
             self._shut()
             self._retry_at = now
-        if not self._pid and now >= self._retry_at:
+        if not self._pid and now >= self._retry_at - _SLACK_S:
             self._open(now)
         if not self._pid:
             return self._without_driver(now)

@@ -74,7 +74,7 @@ def estimate(plan: Plan, workload: Workload, *, pace: Pace | None = None, noise:
             least, most = min(CONFIRM_MIN, plan.confirm_max), plan.confirm_max
     before = plan.preflight + screen
     each = together + 1 if plan.confirm else 0
-    if not plan.candidates and not screened:
+    if not screened:
         before = each = 0
     sessions, fewest = before + most * each, before + least * each
     reach = width = None
@@ -109,9 +109,8 @@ def within(plan: Plan, workload: Workload, pace: Pace, seconds: float) -> Plan:
 
 def _screening(plan: Plan) -> tuple[int, int]:
     """Sessions of the screening at most, and candidates that enter it; cohorts to come are taken as full."""
-    sizes = [len(group) for group in plan.groups if group]
-    if plan.cohorts_planned > len(sizes):
-        sizes += [COHORT] * (plan.cohorts_planned - len(sizes))
+    sizes = [len(group) for group in plan.groups]
+    sizes += [COHORT] * (plan.cohorts_planned - len(sizes))
     total = 0
     for size in sizes:
         open_ = size

@@ -162,6 +162,8 @@ class _Play:
 
     def __init__(self, plan: Plan, outcomes: Sequence[Outcome]) -> None:
         self.plan = plan
+        self.baseline = plan.baseline
+        self.candidates = plan.candidates
         self.seq = max((one.session.seq for one in outcomes), default=0)
         self.tries: dict[tuple[SessionPhase, int], dict[str, list[Outcome]]] = {}
         for one in sorted(outcomes, key=lambda one: one.session.seq):
@@ -187,7 +189,7 @@ class _Play:
         gone = {one.candidate for one in self.dropped}
         return Standing(
             step=step,
-            open=tuple(name for name in self._alive(self.plan.candidates) if name not in gone),
+            open=tuple(name for name in self._alive(self.candidates) if name not in gone),
             counted=tuple(self.counted),
             set_aside=frozenset(self.set_aside),
             hot_rounds=tuple(self.hot_rounds),
@@ -203,13 +205,13 @@ class _Play:
     # Phases: each returns a step while it has one
 
     def _preflight(self) -> Step | None:
-        if not self.plan.candidates and self.plan.cohorts_planned == 1:
+        if not self.candidates and self.plan.cohorts_planned == 1:
             return Done("Every candidate has the baseline's effect: there is nothing to compare.")
         for _ in range(self.plan.preflight):
             if step := self._slot("preflight", (), self.plan.preflight):
                 return step
         table = by_round(self.counted, self.plan.objective, ("preflight",))
-        self.noise = noise([values[self.plan.baseline] for values in table.values()])
+        self.noise = noise([values[self.baseline] for values in table.values()])
         return None
 
     def _screen(self) -> Step | None:
@@ -239,7 +241,7 @@ class _Play:
             return Done("Every round that was planned is there.")
         best = self._ranked(survivors, self.counted)[: plan.confirmed]
         self._drop([name for name in survivors if name not in best], "not-finalist")
-        self.finalists = tuple(name for name in plan.candidates if name in best)
+        self.finalists = tuple(name for name in self.candidates if name in best)
         return None
 
     def _confirm(self) -> Step:
@@ -262,7 +264,7 @@ class _Play:
         keep = self.plan.confirmed
         if slot >= DROP_FROM and len(open_) > keep:
             rounds = by_round(counted, self.plan.objective, ("screen",))
-            means = centred(rounds, (*open_, self.plan.baseline))
+            means = centred(rounds, (*open_, self.baseline))
             leader = min(means, key=lambda name: means[name])
             lost = holm({name: behind(paired(rounds, leader, name)) for name in open_ if name != leader})
             ranked = self._ranked(open_, counted)
@@ -280,13 +282,15 @@ class _Play:
         """Best first, by round-centred values of the screening; ties in the plan's order."""
         if len(names) <= 1:
             return list(names)
-        means = centred(by_round(counted, self.plan.objective, ("screen",)), (*names, self.plan.baseline))
-        return sorted(names, key=lambda name: (means[name], self.plan.candidates.index(name)))
+        means = centred(by_round(counted, self.plan.objective, ("screen",)), (*names, self.baseline))
+        return sorted(names, key=lambda name: (means[name], self.candidates.index(name)))
 
     def _drop(self, names: Sequence[str], why: Literal["slower-half", "behind-leader", "not-finalist"]) -> None:
         self.dropped += [Dropped(name, self.slots.get("screen", 0), why) for name in names]
 
     def _alive(self, names: Sequence[str]) -> tuple[str, ...]:
+        if not self.failures:
+            return tuple(names)
         out = {name for name, _ in self.failures} | self.unlaunched.keys()
         return tuple(name for name in names if name not in out)
 
@@ -311,7 +315,7 @@ class _Play:
             if hot:
                 self.hot_rounds.append((phase, number))
             present = {one.session.candidate for one in used}
-            alive = (self.plan.baseline, *self._alive(open_))
+            alive = (self.baseline, *self._alive(open_))
             self.lacking += [(phase, number, name) for name in alive if name not in present]
             break
         return None
@@ -322,7 +326,11 @@ class _Play:
         """The sessions that a round still needs, or, where it needs none, its valid ones."""
         plan, tried = self.plan, self.tries.get((phase, number), {})
         untried = frozenset(name for name in open_ if name not in self.proven)
-        order: Sequence[str] = _permutation(plan.seed, phase, number, (plan.baseline, *open_))
+        order: Sequence[str] = _permutation(plan.seed, phase, number, (self.baseline, *open_))
+        finished = [one[0] for name in order if (one := tried.get(name)) and one[0].counts(plan.objective)]
+        if len(finished) == len(order):
+            self.proven.update(order)
+            return None, finished
         if untried:
             order = smallest_first(order, plan.settings, untried)
 
@@ -335,7 +343,7 @@ class _Play:
             failure = next((one.failure for one in reversed(tries) if one.failure), None)
             if valid:
                 used.append(valid)
-            elif name == plan.baseline:
+            elif name == self.baseline:
                 if len(tries) > 1 and failure:
                     return Done(f"The baseline {FAILURE_WORDS[failure]} twice in a row.", complete=False), []
             elif failure and (name in untried or len(tries) > 1):
@@ -351,7 +359,7 @@ class _Play:
         # A failure reaches all that were never launched, those of later cohorts too.
         waiting = [
             name
-            for name in plan.candidates
+            for name in self.candidates
             if name not in self.proven and name not in self.unlaunched and name not in tried
         ]
         self.unlaunched |= ruled_out(plan.settings, self.failures, self._alive(waiting))

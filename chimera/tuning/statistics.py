@@ -25,9 +25,9 @@ DRIFT_LIMIT = 0.03
 """Change of the control over a run that is worth a finding."""
 NOISE_LIMIT = 0.03
 """Smallest detectable effect above which a person is told to wait or to measure for longer."""
-_CAUTION = 0.7
+_CAUTION = 0.8
 """The preflight's noise is planned with at its upper bound of this one-sided confidence: six sessions know little.
-Simulated: at 2 % noise a true +5 % is then found in 0.98 of studies, at 1 % noise no effect ends same in 0.92."""
+With less, the promises of `confirmation_rounds` do not hold on average; `benchmarks/studies.py` has the figures."""
 _MANY = 200
 """Rounds that nobody will run: beyond this a difference counts as too close to the band's edge to be decided."""
 
@@ -331,9 +331,9 @@ def confirmation_rounds(
 ) -> int:
     """Rounds to confirm with, fixed before the first: 8 to `most`.
 
-    The fewest in which a true gain of `target` would be called better in 95 % of studies, and no effect would be called
-    same in 90 %, at the upper bound of the preflight's noise; `most` where no number of them can. 20 where the noise
-    is unknown.
+    The fewest in which a true gain of `target` would be called better in 95 % of studies, and all of those confirmed
+    would be called same in 90 % where none has an effect, at the upper bound of the preflight's noise; `most` where no
+    number of them can. 20 where the noise is unknown.
     """
     if measured is None:
         return max(1, min(CONFIRM_UNPLANNED, most))
@@ -356,7 +356,7 @@ def _largest_noise(n: int, together: int, band: float, target: float) -> float:
     for _ in range(40):
         middle = (low + high) / 2
         found, same = power(middle, n, together=together, band=band, effect=target)
-        low, high = (middle, high) if found >= 0.95 and same >= 0.90 else (low, middle)
+        low, high = (middle, high) if found >= 0.95 and same >= 1 - 0.10 / max(1, together) else (low, middle)
     return low
 
 

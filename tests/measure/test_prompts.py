@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os.path
-
 import pytest
 
 from chimera.measure.prompts import PromptMaker
@@ -30,7 +28,7 @@ async def test_every_request_begins_differently_and_the_same_one_is_the_same_aga
     maker = PromptMaker(7, 64, two_a_word)
     texts = [(await maker.make(round_, request)).text for round_ in range(5) for request in range(5)]
     assert len({text.split()[0] for text in texts}) == len(texts)
-    assert max(len(os.path.commonprefix([one, other])) for one in texts for other in texts if one != other) < 6
+    assert len({text[:6] for text in texts}) == len(texts)  # no prefix that a cache could use
     assert (await PromptMaker(7, 64, two_a_word).make(3, 2)).text == texts[3 * 5 + 2]
     assert (await PromptMaker(8, 64, two_a_word).make(3, 2)).text != texts[3 * 5 + 2]
 

@@ -32,11 +32,14 @@ class Ask(ModalScreen[str | None]):
     DEFAULT_CSS = """
     Ask { align: center middle; }
     Ask > Vertical {
-        width: auto; max-width: 90%; min-width: 40; height: auto; max-height: 90%;
+        width: 80; max-width: 96%; height: auto; max-height: 90%;
         border: round $accent; padding: 0 1; background: $surface;
     }
-    Ask Static { width: auto; max-width: 76; height: auto; margin-bottom: 1; }
-    Ask OptionList { border: none; height: auto; max-height: 12; padding: 0; background: $surface; }
+    Ask Static { width: 1fr; height: auto; margin-bottom: 1; }
+    Ask OptionList {
+        height: auto; max-height: 12; padding: 0; background: $surface;
+        &, &:focus { border: none; }
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "leave", "Back")]
 

@@ -29,14 +29,17 @@ class Dashboard(Screen[None]):
     """Panels over the live state; they repaint what changed and nothing else."""
 
     CSS_PATH = "dashboard.tcss"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-broad")]
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "freeze", "Freeze", tooltip="Charts stand still; readings go on"),
         Binding("plus,equals_sign", "zoom(1)", "Longer", show=False, tooltip="The charts show a longer time"),
         Binding("minus", "zoom(-1)", "Shorter", show=False, tooltip="The charts show a shorter time"),
         Binding("z", "maximise", "Maximise", show=False, tooltip="The focused panel fills the screen"),
     ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-broad")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def compose(self) -> ComposeResult:
         """Rows of panels, by width and height of the terminal."""

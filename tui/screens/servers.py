@@ -32,8 +32,14 @@ class PickServer(ModalScreen[Target | None]):
         border: round $accent; padding: 0 1; background: $surface;
     }
     PickServer Static { height: auto; max-height: 10; color: $text-muted; }
-    PickServer OptionList { border: none; height: auto; max-height: 14; padding: 0; background: $surface; }
-    PickServer Input { border: none; height: 1; padding: 0; margin-top: 1; }
+    PickServer OptionList {
+        height: auto; max-height: 14; padding: 0; background: $surface;
+        &, &:focus { border: none; }
+    }
+    PickServer Input {
+        height: 1; padding: 0; margin-top: 1;
+        &, &:focus { border: none; }
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),

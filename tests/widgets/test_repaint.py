@@ -1,0 +1,214 @@
+"""What an update costs: nothing where nothing changed, little where little did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from textual.screen import ModalScreen, Screen
+
+from chimera.domain.measurement import Measurement
+from chimera.widgets import EventLog, GpuPanel, HostPanel, Panel, ThroughputPanel, TimeChart, TrialTable
+from chimera.widgets.rows import text_of
+
+from . import data
+from .board import Board
+from .screens import Alone, Counting, screen_text
+
+
+class CountedBoard(Board, Counting):
+    pass
+
+
+async def test_the_same_data_again_write_nothing() -> None:
+    app = CountedBoard()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        app.written = 0
+        for _ in range(5):
+            app.tick()
+            await pilot.pause(0.05)
+        assert app.written == 0
+
+
+async def test_a_tick_of_all_panels_stays_within_four_kilobytes() -> None:
+    app = CountedBoard()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        app.written = 0
+        for _ in range(20):
+            app.step()
+            await pilot.pause(0.05)
+        assert 0 < app.written / 20 < 4000
+
+
+async def test_one_changed_number_repaints_one_row() -> None:
+    panel = GpuPanel()
+    app = Alone(panel)
+    async with app.run_test(size=(60, 16)) as pilot:
+        panel.update(data.gpus())
+        await pilot.pause()
+        rendered: list[int] = []
+        render_line = panel.render_line
+        panel.render_line = lambda y: (rendered.append(y), render_line(y))[1]  # type: ignore[method-assign]
+        sample = data.gpus().samples[0]
+        panel.update(replace(data.gpus(), samples=(replace(sample, fan_percent=46.0),)))
+        await pilot.pause(0.05)
+        assert rendered == [4]
+        assert app.last_write.count("\x1b[6;1H") == 1
+        assert "fan 46" in app.last_write
+        assert "util" not in app.last_write
+
+
+async def test_a_steady_chart_writes_a_few_cells_a_point() -> None:
+    chart = TimeChart("Rate", "tok/s", window_s=120)
+    app = Alone(chart)
+    async with app.run_test(size=(120, 20)) as pilot:
+        chart.extend([(float(second), 50.0) for second in range(60)])
+        await pilot.pause()
+        app.written = 0
+        for second in range(60, 80):
+            chart.update(float(second), 50.0)
+            await pilot.pause(0.02)
+        assert 0 < app.written / 20 < 500
+
+
+async def test_a_covered_panel_builds_nothing_and_is_right_when_it_is_seen_again() -> None:
+    panel = GpuPanel()
+    app = Alone(panel)
+    async with app.run_test(size=(60, 16)) as pilot:
+        panel.update(data.gpus())
+        await pilot.pause()
+        cover: Screen[None] = Screen()
+        await app.push_screen(cover)
+        built: list[int] = []
+        build = panel.build
+        panel.build = lambda width, height: (built.append(1), build(width, height))[1]  # type: ignore[method-assign]
+        sample = data.gpus().samples[0]
+        for utilization in (11.0, 12.0, 13.0):
+            panel.update(replace(data.gpus(), samples=(replace(sample, utilization=utilization),)))
+            await pilot.pause(0.05)
+        assert built == []
+        await app.pop_screen()
+        await pilot.pause(0.1)
+        assert "13 %" in screen_text(app)
+
+
+async def test_a_panel_behind_a_translucent_dialog_goes_on() -> None:
+    panel = GpuPanel()
+    app = Alone(panel)
+    async with app.run_test(size=(60, 16)) as pilot:
+        panel.update(data.gpus())
+        dialog: ModalScreen[None] = ModalScreen()
+        await app.push_screen(dialog)
+        await pilot.pause()
+        sample = data.gpus().samples[0]
+        panel.update(replace(data.gpus(), samples=(replace(sample, utilization=13.0),)))
+        await pilot.pause(0.1)
+        assert "13 %" in "\n".join(text_of(row) for row in panel._rows)
+
+
+async def test_a_resize_shows_the_same_data_in_the_new_room() -> None:
+    app = CountedBoard()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.pause()
+        await pilot.resize_terminal(200, 50)
+        await pilot.pause()
+        wide = screen_text(app)
+    again = CountedBoard()
+    async with again.run_test(size=(200, 50)) as pilot:
+        await pilot.pause()
+        assert screen_text(again) == wide
+
+
+async def test_an_update_never_lays_out() -> None:
+    app = CountedBoard()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        laid_out: list[bool] = []
+        refresh_layout = app.screen._refresh_layout
+        app.screen._refresh_layout = lambda *args, **kwargs: (  # type: ignore[method-assign]
+            laid_out.append(True),
+            refresh_layout(*args, **kwargs),
+        )[1]
+        for _ in range(3):
+            app.step()
+            await pilot.pause(0.05)
+        assert laid_out == []
+
+
+async def test_a_new_theme_repaints_in_its_colours() -> None:
+    panel = HostPanel()
+    app = Alone(panel)
+    async with app.run_test(size=(60, 12)) as pilot:
+        panel.update(data.host())
+        await pilot.pause()
+        before = panel.tone_style("text")
+        app.theme = "textual-light"
+        await pilot.pause()
+        assert panel.tone_style("text") != before
+
+
+@pytest.mark.parametrize("theme", ["ansi-dark", "textual-dark", "textual-light", "nord"])
+async def test_every_theme_shows_the_same_words(theme: str) -> None:
+    app = Board()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        before = screen_text(app)
+        app.theme = theme
+        await pilot.pause()
+        assert screen_text(app) == before
+
+
+async def test_without_colour_no_colour_is_written_and_alerts_keep_their_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    app = Board()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        colours = {
+            segment.style.color.triplet
+            for strip in app.screen._compositor.render_strips()
+            for segment in strip
+            if segment.style and segment.style.color and segment.style.color.triplet
+        }
+        assert colours
+        assert all(len(set(colour)) == 1 for colour in colours)  # greys only
+        text = screen_text(app)
+    assert "! GPU 0 slows down" in text
+    assert "▲ The power limit" in text
+
+
+async def test_updates_before_a_panel_is_on_a_screen_are_kept() -> None:
+    panel = HostPanel()
+    panel.update(data.host())
+    log = EventLog()
+    log.write("early", at=data.WALL)
+    app = Alone(panel)
+    async with app.run_test(size=(60, 12)) as pilot:
+        await pilot.pause()
+        assert "memory" in screen_text(app)
+        await app.mount(log)
+        await pilot.pause()
+        assert "early" in screen_text(app)
+
+
+async def test_moving_the_cursor_repaints_two_rows() -> None:
+    table = TrialTable()
+    app = Alone(table)
+    async with app.run_test(size=(110, 14)) as pilot:
+        table.update(data.TRIALS)
+        table.focus()
+        await pilot.pause()
+        rendered: list[int] = []
+        render_line = table.render_line
+        table.render_line = lambda y: (rendered.append(y), render_line(y))[1]  # type: ignore[method-assign]
+        await pilot.press("down")
+        await pilot.pause(0.05)
+        assert sorted(rendered) == [1, 2]
+
+
+def test_panels_measure_their_natural_height() -> None:
+    panel = ThroughputPanel()
+    panel.update(1.0, 50.0, label="this request")
+    assert isinstance(panel, Panel)
+    assert isinstance(data.MEASUREMENTS[0], Measurement)

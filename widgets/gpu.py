@@ -1,0 +1,426 @@
+"""Every GPU: how busy, how full, how hot, and what holds it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import ClassVar
+
+from chimera.domain.readings import Missing, Reading, number
+from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
+
+from . import format
+from .grid import LABEL, VALUE, Grid
+from .panel import Panel
+from .rows import EMPTY, Line, Row, Tone, meter, stacked, wrap
+
+REASONS: dict[str, tuple[str, Tone]] = {
+    "idle": ("idle", "muted"),
+    "app-clocks": ("clocks set by hand", "notice"),
+    "display": ("display clocks", "notice"),
+    "sync-boost": ("waiting for a slower GPU", "notice"),
+    "power-cap": ("power limit", "notice"),
+    "sw-thermal": ("heat", "warn"),
+    "hw-slowdown": ("hardware slowdown", "error"),
+    "hw-thermal": ("overheating", "error"),
+    "power-brake": ("power supply brake", "error"),
+    "board-limit": ("board current limit", "warn"),
+    "reliability": ("voltage limit", "warn"),
+}
+"""What a reason for lowered clocks is called here, and how much it matters."""
+SEVERITY: tuple[Tone, ...] = ("muted", "notice", "warn", "error")
+SIGNS: dict[Tone, str] = {"warn": "▲ ", "error": "! "}
+LEFT_WARN_C, LEFT_ERROR_C = 8, 3
+"""Degrees left to slowdown below which a temperature stands out."""
+REMARK = 18
+"""Columns kept for the reasons of lowered clocks in a table of GPUs."""
+FULL = 0.95
+"""Share of VRAM from which it counts as full."""
+
+
+def throttle_words(throttles: tuple[Throttle, ...]) -> tuple[str, Tone]:
+    """The reasons for lowered clocks in words, longest first, and the worst one's tone."""
+    words: list[str] = []
+    worst: Tone = "muted"
+    for each in sorted(throttles, key=lambda throttle: -throttle.share):
+        if each.reason == "idle" or each.share <= 0:
+            continue
+        name, tone = REASONS.get(each.reason, (each.reason.replace("-", " "), "warn"))
+        words.append(f"{name} {format.share(each.share)}")
+        worst = max(worst, tone, key=SEVERITY.index)
+    return ", ".join(words), worst
+
+
+def temperature_tone(margin: Reading) -> Tone:
+    """How a temperature stands, by the degrees left to slowdown."""
+    left = number(margin)
+    if left is None or left > LEFT_WARN_C:
+        return "text"
+    return "warn" if left > LEFT_ERROR_C else "error"
+
+
+class GpuPanel(Panel):
+    """All GPUs, in as much detail as the room allows, or the reason why there is none."""
+
+    TITLE = "GPU"
+    HELP: ClassVar[str | None] = """\
+## GPU
+
+* **util**: share of the last period in which anything ran on the GPU; 100 % says nothing of how well.
+* **bus**: share of time in which its memory was read or written.
+* **VRAM**: `█` weights, `▓` KV cache, `▒` compute buffers, `░` others, `·` free. Where the parts are not known:
+  `█` used, `░` reserved by the driver.
+* **temp**: with the degrees left until the hardware slows down.
+* **power**: against the limit that is enforced now.
+* **slowed by**: reasons for lowered clocks with their share of the time since the last reading.
+
+`n/a` always comes with its reason: a missing reading is never a zero.
+"""
+
+    def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
+        super().__init__(name=name, id=id, classes=classes)
+        self._state: GpuState | None = None
+        self._parts: Mapping[str, VramParts] = {}
+
+    def update(self, state: GpuState, parts: Mapping[str, VramParts] | None = None) -> None:
+        """Show a reading of all GPUs; `parts` says by UUID what fills their memory, where that is known."""
+        self._state = state
+        self._parts = parts or {}
+        self.redraw()
+
+    def build(self, width: int, height: int) -> list[Row]:
+        """Full detail, four rows a GPU, or a row a GPU, by the room that there is."""
+        if self._state is None:
+            return [Line(width).add("Reading the GPUs …", "muted").row()]
+        if self._state.missing is not None or not self._state.infos:
+            return self._none(width)
+        pairs = list(zip(self._state.infos, self._state.samples, strict=False))
+        rows: list[Row] = []
+        if width >= 30 and height >= len(pairs) * 7:
+            each = height // len(pairs)
+            for index, (info, sample) in enumerate(pairs):
+                detail = self._detail(info, sample, width, each)
+                rows += detail
+                if index < len(pairs) - 1:
+                    rows += [EMPTY] * min(each - len(detail), 1)
+        elif width >= 34 and height >= len(pairs) * 4:
+            spare = height - len(pairs) * 4 >= len(pairs) - 1
+            for index, (info, sample) in enumerate(pairs):
+                rows += self._half(info, sample, width)
+                if spare and index < len(pairs) - 1:
+                    rows.append(EMPTY)
+        else:
+            rows = self._table(pairs, width, height)
+        return rows
+
+    def _none(self, width: int) -> list[Row]:
+        state = self._state
+        why = state.missing if state else None
+        text = why.detail or str(why) if why else "no GPU found"
+        lines = [Line(width).add("No GPU readings", "strong").row()]
+        lines += [Line(width).add(part, "muted").row() for part in wrap(text, width, 4)]
+        return lines
+
+    # one GPU in full
+
+    def _detail(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
+        grid = Grid(width)
+        rows = [self._title(info, sample, width)]
+        if lost := _lost(sample):
+            return [*rows, Line(width).add(f"! {lost}", "error").row()]
+        now = sample.at
+        rows.append(
+            grid.row(
+                "util",
+                sample.utilization,
+                format.percent,
+                100,
+                [_note("bus", sample.memory_utilization, format.percent)],
+                now,
+            )
+        )
+        rows.append(self._vram(info, sample, grid))
+        if legend := self._legend(info, sample, width):
+            rows.append(legend)
+        rows.append(self._temperature(info, sample, grid))
+        rows.append(self._power(sample, grid))
+        rows.append(self._clocks(info, sample, width))
+        rows.append(self._slowed(sample, width))
+        extra = [row for row in (self._bus(info, sample, width), self._processes(sample, width)) if row]
+        trouble = self._trouble(sample, width)
+        rows += [*trouble, *extra]
+        if len(rows) > height and legend in rows:
+            rows.remove(legend)
+        return rows[:height]
+
+    def _title(self, info: GpuInfo, sample: GpuSample, width: int) -> Row:
+        state = self._state
+        many = state is not None and len(state.infos) > 1
+        line = Line(width).add(f"GPU {info.index}  " if many else "", "strong").add(info.name, "strong")
+        if info.mig:
+            line.add("  MIG", "notice")
+        return line.end(f"driver {info.driver}" if info.driver else "", "muted").row()
+
+    def _vram(self, info: GpuInfo, sample: GpuSample, grid: Grid) -> Row:
+        used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+        line = Line(grid.width).add("VRAM", "muted", LABEL)
+        if used is None or not total:
+            return line.add(format.reading(sample.vram_used_bytes, format.size, now=sample.at), "muted").row()
+        filled = (used + (number(sample.vram_reserved_bytes) or 0.0)) / total
+        sign, tone = _fullness(filled)
+        line.add(sign + format.share(filled), tone, VALUE, "right").gap(2)
+        if grid.bar >= 6:
+            line.spans(stacked(self._portions(info, sample, total), grid.bar)).gap(2)
+        line.add(f"{format.gib(used)} of {format.gib(total)} GiB")
+        return line.row()
+
+    def _portions(self, info: GpuInfo, sample: GpuSample, total: float) -> list[tuple[float, str, Tone]]:
+        used = number(sample.vram_used_bytes) or 0.0
+        reserved = number(sample.vram_reserved_bytes) or 0.0
+        known = _parts_of(self._parts.get(info.uuid))
+        named = sum(size for _, size, _, _ in known)
+        portions: list[tuple[float, str, Tone]] = [(size / total, glyph, tone) for _, size, glyph, tone in known]
+        portions.append((max(used - named, 0.0) / total, "░" if known else "█", "part4" if known else "part1"))
+        portions.append((reserved / total, "░", "part4"))
+        taken = sum(part[0] for part in portions)
+        portions.append((max(1 - taken, 0.0), "·", "track"))
+        return portions
+
+    def _legend(self, info: GpuInfo, sample: GpuSample, width: int) -> Row | None:
+        used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+        if used is None or not total:
+            return None
+        known = _parts_of(self._parts.get(info.uuid))
+        reserved = number(sample.vram_reserved_bytes)
+        free = number(sample.vram_free_bytes)
+        items: list[tuple[str, str, float, Tone]] = [(glyph, name, size, tone) for name, size, glyph, tone in known]
+        if known:
+            rest = max(used - sum(size for _, size, _, _ in known), 0.0) + (reserved or 0.0)
+            items.append(("░", "other", rest, "part4"))
+        else:
+            items.append(("█", "used", used, "part1"))
+            if reserved is not None:
+                items.append(("░", "reserved", reserved, "part4"))
+        if free is not None:
+            items.append(("·", "free", free, "track"))
+        line = Line(width).add("", "muted", LABEL + VALUE + 2 if width >= 64 else 2)
+        for glyph, name, size, tone in items:
+            text = f" {name} {format.gib(size)}"
+            if line.left < len(text) + 3:
+                break
+            line.add(glyph, tone).add(text, "muted").gap(2)
+        return line.row()
+
+    def _temperature(self, info: GpuInfo, sample: GpuSample, grid: Grid) -> Row:
+        tone = temperature_tone(sample.margin_c)
+        margin, slowdown = number(sample.margin_c), number(info.slowdown_c)
+        degrees = number(sample.temperature_c)
+        notes = []
+        if margin is not None:
+            notes.append(f"{margin:.0f} °C left" if margin >= 0 else f"{-margin:.0f} °C past slowdown")
+        memory = number(sample.memory_temperature_c)
+        if memory is not None:
+            notes.append(f"memory {memory:.0f} °C")
+        if (fan := number(sample.fan_percent)) is not None:
+            notes.append(f"fan {format.percent(fan)}")
+        limit = slowdown or (degrees + margin if degrees is not None and margin is not None else None)
+        return grid.row(
+            "temp", sample.temperature_c, lambda value: f"{value:.0f} °C", limit, notes, sample.at, tone
+        )
+
+    def _power(self, sample: GpuSample, grid: Grid) -> Row:
+        limit = number(sample.power_limit_w)
+        note = "limit " + format.reading(sample.power_limit_w, lambda value: f"{value:.0f} W", now=sample.at)
+        return grid.row("power", sample.power_w, lambda value: f"{value:.0f} W", limit, [note], sample.at)
+
+    def _clocks(self, info: GpuInfo, sample: GpuSample, width: int) -> Row:
+        line = Line(width).add("clocks", "muted", LABEL)
+        for name, now, best in (("SM", sample.sm_mhz, info.max_sm_mhz), ("memory", sample.mem_mhz, info.max_mem_mhz)):
+            top = number(best)
+            text = format.reading(now, lambda value: f"{value:.0f}", now=sample.at)
+            if number(now) is not None:
+                text += f" of {top:.0f} MHz" if top is not None else " MHz"
+            if line.left > len(name) + len(text) + 3:
+                line.add(f"{name} ", "muted").add(text).gap(3)
+        if (pstate := number(sample.pstate)) is not None and line.left >= 4:
+            line.add(f"P{pstate:.0f}", "muted")
+        return line.row()
+
+    def _slowed(self, sample: GpuSample, width: int) -> Row:
+        line = Line(width).add("slowed", "muted", LABEL)
+        words, tone = throttle_words(sample.throttles)
+        if words:
+            return line.add(f"{SIGNS.get(tone, '')}{words}", tone).row()
+        if isinstance(sample.reasons, Missing) and not sample.throttle_s:
+            return line.add(format.missing(sample.reasons, now=sample.at), "muted").row()
+        return line.add("no", "muted").row()
+
+    def _bus(self, info: GpuInfo, sample: GpuSample, width: int) -> Row | None:
+        gen, lanes = number(sample.pcie_gen), number(sample.pcie_width)
+        if gen is None and lanes is None:
+            return None
+        line = Line(width).add("PCIe", "muted", LABEL)
+        best_gen, best_lanes = number(info.pcie_max_gen), number(info.pcie_max_width)
+        if gen is not None:
+            line.add(f"gen {gen:.0f}" + (f" of {best_gen:.0f}" if best_gen is not None else "")).gap(2)
+        if lanes is not None:
+            line.add(f"x{lanes:.0f}" + (f" of {best_lanes:.0f}" if best_lanes is not None else "")).gap(3)
+        for name, traffic in (("in", sample.pcie_rx_bytes_s), ("out", sample.pcie_tx_bytes_s)):
+            if (value := number(traffic)) is not None:
+                line.add(f"{name} ", "muted").add(format.traffic(value)).gap(2)
+        return line.row()
+
+    def _processes(self, sample: GpuSample, width: int) -> Row | None:
+        line = Line(width).add("used by", "muted", LABEL)
+        if isinstance(sample.processes, Missing):
+            return line.add(format.missing(sample.processes, now=sample.at), "muted").row()
+        by_size = sorted(sample.processes, key=lambda process: -(number(process.vram_bytes) or 0.0))
+        for index, process in enumerate(by_size):
+            text = f"{process.name} {format.reading(process.vram_bytes, format.size)}"
+            if line.left < len(text) + 2 and index:
+                line.add("…", "muted")
+                break
+            line.add(text).gap(3)
+        return line.add("" if by_size else "no process", "muted").row()
+
+    def _trouble(self, sample: GpuSample, width: int) -> list[Row]:
+        rows = []
+        if sample.xids:
+            codes = ", ".join(str(code) for code in sample.xids[-6:])
+            rows.append(Line(width).add("errors", "muted", LABEL).add(f"! Xid {codes} (driver)", "error").row())
+        if number(sample.ecc_errors) or number(sample.remapped_rows):
+            ecc = format.reading(sample.ecc_errors, lambda value: f"{value:.0f}")
+            rows.append(Line(width).add("ECC", "muted", LABEL).add(f"▲ {ecc} uncorrected", "warn").row())
+        return rows
+
+    # four rows a GPU
+
+    def _half(self, info: GpuInfo, sample: GpuSample, width: int) -> list[Row]:
+        rows = [self._title(info, sample, width)]
+        if lost := _lost(sample):
+            return [*rows, Line(width).add(f"! {lost}", "error").row(), EMPTY, EMPTY]
+        used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+        busy = number(sample.utilization)
+        line = Line(width).add("util ", "muted").add(_brief(sample.utilization, format.percent), "text", 6, "right")
+        bar = max(min((width - 46) // 2, 30), 0)
+        line.gap(1).spans(meter(None if busy is None else busy / 100, bar)).gap(2).add("VRAM ", "muted")
+        if used is None or not total:
+            line.add(format.reading(sample.vram_used_bytes, format.size, now=sample.at), "muted")
+        else:
+            filled = (used + (number(sample.vram_reserved_bytes) or 0.0)) / total
+            sign, tone = _fullness(filled)
+            if bar:
+                line.add(sign + format.share(filled), tone, 6, "right").gap(1)
+                line.spans(stacked(self._portions(info, sample, total), bar)).gap(1)
+                sign = ""
+            line.add(f"{sign}{format.gib(used)}/{format.gib(total)} GiB", "text" if bar else tone)
+        rows.append(line.row())
+        # Where it is narrow, units say what a number is.
+        named = width >= 48
+        line = Line(width).add("temp " if named else "", "muted")
+        line.add(_brief(sample.temperature_c, lambda value: f"{value:.0f} °C"), temperature_tone(sample.margin_c))
+        if (margin := number(sample.margin_c)) is not None:
+            line.add(f", {margin:.0f} °C left", "muted")
+        line.gap(2).add("power " if named else "", "muted").add(_ratio(sample.power_w, sample.power_limit_w, "W"))
+        clock = _ratio(sample.sm_mhz, info.max_sm_mhz, "MHz")
+        if line.left > len(clock) + 5:
+            line.gap(2).add("SM ", "muted").add(clock)
+        rows.append(line.row())
+        trouble = self._trouble(sample, width)
+        rows.append(trouble[0] if trouble else self._slowed(sample, width))
+        return rows
+
+    # a row a GPU
+
+    def _table(self, pairs: list[tuple[GpuInfo, GpuSample]], width: int, height: int) -> list[Row]:
+        bars = min((width - 60) // 2, 12) if width >= 76 else 0
+        rows = []
+        if height > len(pairs):
+            head = Line(width).add("GPU", "muted", 4).add("util", "muted", 6, "right").gap(1 + bars)
+            head.add("VRAM", "muted", 7, "right").gap(1 + bars)
+            for name, size in (("temp", 6), ("left", 5), ("power W", 9), ("SM MHz", 11)):
+                if head.left >= size + REMARK:
+                    head.add(name, "muted", size, "right")
+            rows.append(head.gap(2).add("slowed by", "muted").row())
+        room = height - len(rows)
+        shown = pairs if len(pairs) <= room else pairs[: max(room - 1, 0)]
+        rows += [self._line(info, sample, width, bars) for info, sample in shown]
+        if len(shown) < len(pairs):
+            rows.append(Line(width).add(f"{len(pairs) - len(shown)} more GPUs do not fit here", "muted").row())
+        return rows
+
+    def _line(self, info: GpuInfo, sample: GpuSample, width: int, bars: int) -> Row:
+        line = Line(width).add(f"{info.index}", "text", 4)
+        if lost := _lost(sample):
+            return line.add(f"! {lost}", "error").row()
+        busy = number(sample.utilization)
+        line.add(_brief(sample.utilization, format.percent), "text", 6, "right").gap(1)
+        line.spans(meter(None if busy is None else busy / 100, bars))
+        used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+        if used is None or not total:
+            line.add(_brief(sample.vram_used_bytes, format.gib), "muted", 7, "right").gap(1 + bars)
+        else:
+            filled = used + (number(sample.vram_reserved_bytes) or 0.0)
+            full = filled / total >= FULL
+            line.add(("▲" if full else "") + format.share(filled / total), "warn" if full else "text", 7, "right").gap(
+                1
+            )
+            line.spans(stacked(self._portions(info, sample, total), bars))
+        cells: list[tuple[str, Tone, int]] = [
+            (_brief(sample.temperature_c, lambda value: f"{value:.0f}°"), temperature_tone(sample.margin_c), 6),
+            (_brief(sample.margin_c, lambda value: f"{value:.0f}°"), temperature_tone(sample.margin_c), 5),
+            (_ratio(sample.power_w, sample.power_limit_w), "text", 9),
+            (_ratio(sample.sm_mhz, info.max_sm_mhz), "text", 11),
+        ]
+        for text, tone, size in cells:
+            if line.left >= size + REMARK:
+                line.add(text, tone, size, "right")
+        words, tone = throttle_words(sample.throttles)
+        if sample.xids:
+            words, tone = f"Xid {sample.xids[-1]} {words}".strip(), "error"
+        return line.gap(2).add(f"{SIGNS.get(tone, '')}{words}" if words else "–", tone).row()
+
+
+def _parts_of(parts: VramParts | None) -> list[tuple[str, float, str, Tone]]:
+    """Name, bytes, glyph and tone of each part that is known and there."""
+    if parts is None:
+        return []
+    named: tuple[tuple[str, Reading, str, Tone], ...] = (
+        ("weights", parts.weights_bytes, "█", "part1"),
+        ("KV", parts.kv_bytes, "▓", "part2"),
+        ("compute", parts.compute_bytes, "▒", "part3"),
+        ("others", parts.foreign_bytes, "░", "part4"),
+    )
+    return [(name, size, glyph, tone) for name, reading, glyph, tone in named if (size := number(reading))]
+
+
+def _fullness(filled: float) -> tuple[str, Tone]:
+    """Sign and tone of a share of VRAM in use."""
+    return ("▲ ", "warn") if filled >= FULL else ("", "text")
+
+
+def _lost(sample: GpuSample) -> str:
+    """Why this GPU gives no readings any more, where that is so."""
+    for value in (sample.utilization, sample.temperature_c, sample.vram_used_bytes):
+        if isinstance(value, Missing) and value.reason == "lost":
+            return f"GPU lost: {value.detail}" if value.detail else "GPU lost"
+    return ""
+
+
+def _note(name: str, value: Reading, show: Callable[[float], str]) -> str:
+    """`name value` where there is one; a note says nothing of what is missing."""
+    found = number(value)
+    return "" if found is None else f"{name} {show(found)}"
+
+
+def _brief(value: Reading, show: Callable[[float], str]) -> str:
+    """The number, or `n/a`: for columns too narrow for a reason."""
+    found = number(value)
+    return "n/a" if found is None else show(found)
+
+
+def _ratio(value: Reading, top: Reading, unit: str = "") -> str:
+    """`148/150 W`; without a top the value alone."""
+    found, most = number(value), number(top)
+    if found is None:
+        return "n/a"
+    return (f"{found:.0f}" if most is None else f"{found:.0f}/{most:.0f}") + (f" {unit}" if unit else "")

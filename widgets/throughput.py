@@ -1,0 +1,201 @@
+"""How fast tokens come: the current rate, large, what it is the rate of, and its course."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+from typing import ClassVar
+
+from chimera.domain.readings import Missing, Reading, number
+
+from . import format
+from .chart import Guide, Plot
+from .panel import Panel
+from .rows import Line, Row
+
+_GLYPHS = {
+    "0": ("┏━┓", "┃ ┃", "┗━┛"),
+    "1": ("╺┓ ", " ┃ ", "╺┻╸"),
+    "2": ("╺━┓", "┏━┛", "┗━╸"),
+    "3": ("╺━┓", " ━┫", "╺━┛"),
+    "4": ("╻ ╻", "┗━┫", "  ╹"),
+    "5": ("┏━╸", "┗━┓", "╺━┛"),
+    "6": ("┏━╸", "┣━┓", "┗━┛"),
+    "7": ("╺━┓", "  ┃", "  ╹"),
+    "8": ("┏━┓", "┣━┫", "┗━┛"),
+    "9": ("┏━┓", "┗━┫", "╺━┛"),
+    ".": (" ", " ", "▪"),
+    "-": ("   ", "╺━╸", "   "),
+}
+
+
+def large(text: str) -> tuple[str, str, str]:
+    """Digits three rows high; characters without a large form are left out."""
+    shapes = [_GLYPHS[char] for char in text if char in _GLYPHS]
+    return (
+        " ".join(shape[0] for shape in shapes),
+        " ".join(shape[1] for shape in shapes),
+        " ".join(shape[2] for shape in shapes),
+    )
+
+
+class ThroughputPanel(Panel):
+    """Tokens a second: now, over the run, against its baseline and the bandwidth roof."""
+
+    TITLE = "Throughput"
+    HELP: ClassVar[str | None] = """\
+## Throughput
+
+Decode rate in tokens a second. The words beside the number say **what it is the rate of and whose clock timed it**:
+a request of ours in flight, the last one, or all clients of the server together.
+
+* **median**: over the valid measurements of this run.
+* **baseline**: the server's defaults, measured in the same run.
+* **roof**: what memory bandwidth allows for this model at batch 1. It is derived, not measured.
+"""
+
+    def __init__(
+        self,
+        *,
+        window_s: float = 120,
+        epoch: float | None = None,
+        name: str | None = None,
+        id: str | None = None,
+        classes: str | None = None,
+    ) -> None:
+        super().__init__(name=name, id=id, classes=classes)
+        self.plot = Plot(window_s=window_s, epoch=epoch)
+        self._rate: Reading | None = None
+        self._label = ""
+        self._rates: tuple[float, ...] = ()
+        self._baseline: float | None = None
+        self._roof: Reading | None = None
+
+    def update(
+        self,
+        at: float,
+        rate: Reading | None,
+        *,
+        label: str,
+        rates: Sequence[float] = (),
+        baseline: float | None = None,
+        roof: Reading | None = None,
+    ) -> None:
+        """Show the rate at `at` (monotonic seconds).
+
+        Args:
+            at: When it was read.
+            rate: Tokens a second; a reason, or None when nothing is being generated: a gap in the chart.
+            label: What it is the rate of, and whose clock: `this request, server's clock`.
+            rates: Rates of the run's valid measurements, for the median.
+            baseline: Median rate of the run's baseline.
+            roof: What memory bandwidth allows, tokens a second.
+        """
+        self._rate, self._label = rate, label
+        self._rates, self._baseline, self._roof = tuple(rates), baseline, roof
+        guides = [] if baseline is None else [Guide("baseline", baseline)]
+        if (ceiling := number(roof)) is not None:
+            guides.append(Guide("roof", ceiling))
+        self.plot.guides = tuple(guides)
+        self.plot.append(at, number(rate))
+        self.redraw()
+
+    def mark(self, at: float, letter: str) -> None:
+        """Mark a moment with a letter."""
+        self.plot.mark(at, letter)
+        self.redraw()
+
+    @property
+    def window_s(self) -> float:
+        """Seconds that the chart shows."""
+        return self.plot.window_s
+
+    @window_s.setter
+    def window_s(self, seconds: float) -> None:
+        self.plot.show_window(seconds)
+        self.redraw()
+
+    @property
+    def frozen(self) -> bool:
+        """The chart stands still; the number goes on."""
+        return self.plot.frozen
+
+    @frozen.setter
+    def frozen(self, on: bool) -> None:
+        self.plot.freeze(on)
+        self.border_subtitle = "chart frozen" if on else None
+        self.redraw()
+
+    def clear(self) -> None:
+        """Forget the course."""
+        self.plot.clear()
+        self.border_subtitle = None
+        self.redraw()
+
+    def build(self, width: int, height: int) -> list[Row]:
+        """Number and facts above, the chart below."""
+        head = self._tall(width) if height >= 11 and width >= 44 else self._flat(width, 2 if height >= 6 else 1)
+        room = height - len(head)
+        return head + (self.plot.rows(width, min(room, 24)) if room >= 3 else [])
+
+    def _tall(self, width: int) -> list[Row]:
+        value = number(self._rate)
+        digits = large(format.rate(value) if value is not None else "--")
+        column = max(len(digits[0]), 15) + 3
+        facts = [*self._facts(), ("", "")][:2]
+        rows = []
+        for index, shape in enumerate(digits):
+            line = Line(width).add(shape, "accent" if value is not None else "muted").to(column)
+            if index == 0:
+                line.add("tok/s  ", "muted").add(self._what(), "text")
+            else:
+                name, text = facts[index - 1]
+                line.add(f"{name:<10}" if name else "", "muted").add(text)
+                if index == 2 and len(facts) < len(self._facts()):
+                    name, text = self._facts()[2]
+                    if line.left > len(name) + len(text) + 4:
+                        line.gap(3).add(f"{name}  ", "muted").add(text)
+            rows.append(line.row())
+        return rows
+
+    def _flat(self, width: int, count: int) -> list[Row]:
+        value = number(self._rate)
+        first = Line(width).add(format.rate(value) if value is not None else "--", "accent", 6, "right")
+        first.add(" tok/s", "muted")
+        what, others = self._what(), self._facts()
+        second = Line(width)
+        if count == 1 or first.left >= len(what) + 2:
+            first.gap(2).add(what)
+        else:
+            second.add(what).gap(3)
+        for line in (first, second):
+            # A fact that does not fit whole is left out, and those after it with it.
+            while others and line.left >= sum(map(len, others[0])) + 4 and (line is second or second.used):
+                name, text = others.pop(0)
+                line.gap(3 if line.used else 0).add(f"{name} ", "muted").add(text)
+        return [first.row(), second.row()][:count]
+
+    def _what(self) -> str:
+        if isinstance(self._rate, Missing):
+            return f"{format.missing(self._rate)} {self._rate.detail}".strip()
+        return self._label
+
+    def _facts(self) -> list[tuple[str, str]]:
+        facts = []
+        if self._rates:
+            count = len(self._rates)
+            facts.append(("median", f"{format.rate(median(self._rates))} of {count} request{'s' if count > 1 else ''}"))
+        else:
+            facts.append(("median", "no valid request yet"))
+        if self._baseline is not None:
+            text = format.rate(self._baseline)
+            if self._rates:
+                text += f" ({format.effect(median(self._rates) / self._baseline)})" if self._baseline else ""
+            facts.append(("baseline", text))
+        if self._roof is not None:
+            ceiling, value = number(self._roof), number(self._rate)
+            text = format.reading(self._roof, format.rate)
+            if ceiling and value is not None:
+                text += f" ({format.share(value / ceiling)} used)"
+            facts.append(("roof", text))
+        return facts
