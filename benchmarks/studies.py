@@ -315,18 +315,19 @@ def page(rows: list[Row]) -> str:
 
 INTRODUCTION = """# Simulated studies
 
-Written by `python -m benchmarks.studies --write`: {studies:,} simulated runs in each row, with fixed seeds. Every
-run goes through the rules and the statistics that the product uses; only the sessions are drawn
-from a model. Without another figure in the row, the noise of a session's log rate is 1.5 %. *Heat takes 15 %*: the rate
-falls by that share in the course of the run, with a time constant of 40 sessions.
+Written by `python -m benchmarks.studies --write`: {studies:,} simulated runs in each row, with fixed seeds. Every run
+goes through the rules and the statistics that the product uses; only the sessions are drawn from a model. Where the
+row gives no figure, the noise of a session's log rate is 1.5 %. *Heat takes 15 %*: the rate falls by that share in
+the course of the run, with a time constant of 40 sessions.
 
-*Block order* is the same machine measured the way other tuners do it: five runs of one configuration, then of the next,
-in a random order of configurations, and the largest mean taken. It is wrong where the pick is not the default though
-nothing is better, or not the configuration that is truly best. The last column is the share of runs with a wrong pick
-that also looks more than 2 % faster than the default. Chimera's *better* in the same row is a claim of more than 2 %.
+*Block order* is the same machine measured the way other tuners do it: five runs of one configuration, then of the
+next, in a random order of configurations, and the largest mean taken. It is wrong where the pick is not the default
+though nothing is better, or not the configuration that is truly best. The last column is the share of runs with a
+wrong pick that also looks more than 2 % faster than the default. Chimera's *better* in the same row is a claim of
+more than 2 %.
 
-*Each ends same* counts every confirmed candidate, *interval covers* every interval; all else counts runs. ± is the half
-width of a 95 % interval of the simulated share.
+*Each ends same* counts every confirmed candidate, *interval covers* every interval; all else counts runs. ± is the
+half width of a 95 % interval of the simulated share.
 
 """
 

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
+from chimera.telemetry.reasons import BY_ID, XIDS, severity_order
 
 from . import format
 from .grid import LABEL, VALUE, Grid
 from .panel import Panel
 from .rows import EMPTY, Line, Row, Tone, meter, stacked, wrap
 
-REASONS: dict[str, tuple[str, Tone]] = {
-    "idle": ("idle", "muted"),
-    "app-clocks": ("clocks set by hand", "notice"),
-    "display": ("display clocks", "notice"),
-    "sync-boost": ("waiting for a slower GPU", "notice"),
-    "power-cap": ("power limit", "notice"),
-    "sw-thermal": ("heat", "warn"),
-    "hw-slowdown": ("hardware slowdown", "error"),
-    "hw-thermal": ("overheating", "error"),
-    "power-brake": ("power supply brake", "error"),
-    "board-limit": ("board current limit", "warn"),
-    "reliability": ("voltage limit", "warn"),
+SHORT: dict[str, str] = {
+    "app-clocks": "clocks set by hand",
+    "power-cap": "power limit",
+    "hw-slowdown": "hardware slowdown",
+    "sync-boost": "a slower GPU",
+    "sw-thermal": "heat",
+    "hw-thermal": "overheating",
+    "power-brake": "power supply brake",
+    "display-clocks": "display clocks",
+    "board-limit": "board limit",
+    "reliability": "voltage limit",
+    "thermal": "heat",
 }
-"""What a reason for lowered clocks is called here, and how much it matters."""
+"""A word or two for each reason for lowered clocks; what they mean is told by `chimera.telemetry.reasons`."""
+IDLE = "gpu-idle"
+WEIGHTS: dict[str, Tone] = {"info": "muted", "notice": "notice", "warning": "warn", "error": "error"}
 SEVERITY: tuple[Tone, ...] = ("muted", "notice", "warn", "error")
 SIGNS: dict[Tone, str] = {"warn": "▲ ", "error": "! "}
 LEFT_WARN_C, LEFT_ERROR_C = 8, 3
 """Degrees left to slowdown below which a temperature stands out."""
+DETAIL_ROWS, HALF_ROWS = 7, 4
+"""Fewest rows for a GPU in full and in short."""
+MANY = 4
+"""With more GPUs than this a table compares them better."""
+BETWEEN = 4
+"""Columns between GPUs that stand side by side."""
 REMARK = 18
 """Columns kept for the reasons of lowered clocks in a table of GPUs."""
 FULL = 0.95
@@ -38,15 +47,15 @@ FULL = 0.95
 
 
 def throttle_words(throttles: tuple[Throttle, ...]) -> tuple[str, Tone]:
-    """The reasons for lowered clocks in words, longest first, and the worst one's tone."""
+    """The reasons for lowered clocks in words, worst first, and the worst one's tone."""
     words: list[str] = []
     worst: Tone = "muted"
-    for each in sorted(throttles, key=lambda throttle: -throttle.share):
-        if each.reason == "idle" or each.share <= 0:
+    for each in sorted(throttles, key=lambda throttle: (severity_order(throttle.reason), -throttle.share)):
+        if each.reason == IDLE or each.share <= 0:
             continue
-        name, tone = REASONS.get(each.reason, (each.reason.replace("-", " "), "warn"))
-        words.append(f"{name} {format.share(each.share)}")
-        worst = max(worst, tone, key=SEVERITY.index)
+        known = BY_ID.get(each.reason)
+        words.append(f"{SHORT.get(each.reason, each.reason.replace('-', ' '))} {format.share(each.share)}")
+        worst = max(worst, WEIGHTS[known.severity] if known else "notice", key=SEVERITY.index)
     return ", ".join(words), worst
 
 
@@ -67,8 +76,8 @@ class GpuPanel(Panel):
 
 * **util**: share of the last period in which anything ran on the GPU; 100 % says nothing of how well.
 * **bus**: share of time in which its memory was read or written.
-* **VRAM**: `█` weights, `▓` KV cache, `▒` compute buffers, `░` others, `·` free. Where the parts are not known:
-  `█` used, `░` reserved by the driver.
+* **VRAM**: `█` weights, `▓` KV cache, `▒` compute buffers, `░` other processes and the rest, `·` free. Where the parts
+  are not known: `█` used, `░` reserved by the driver.
 * **temp**: with the degrees left until the hardware slows down.
 * **power**: against the limit that is enforced now.
 * **slowed by**: reasons for lowered clocks with their share of the time since the last reading.
@@ -94,22 +103,38 @@ class GpuPanel(Panel):
         if self._state.missing is not None or not self._state.infos:
             return self._none(width)
         pairs = list(zip(self._state.infos, self._state.samples, strict=False))
+        if len(pairs) <= MANY:
+            for needed, narrowest, draw in ((DETAIL_ROWS, 30, self._detail), (HALF_ROWS, 34, self._half)):
+                for columns in (1, 2, 3):
+                    each = (width - (columns - 1) * BETWEEN) // columns
+                    stacks = -(-len(pairs) // columns)
+                    roomy = each >= (narrowest if columns == 1 else 50)
+                    if roomy and columns <= len(pairs) and stacks * needed <= height:
+                        return self._side_by_side(pairs, draw, columns, each, height // stacks)
+        return self._table(pairs, width, height)
+
+    @staticmethod
+    def _side_by_side(
+        pairs: Sequence[tuple[GpuInfo, GpuSample]],
+        draw: Callable[[GpuInfo, GpuSample, int, int], list[Row]],
+        columns: int,
+        width: int,
+        height: int,
+    ) -> list[Row]:
+        """Blocks of `width` x `height` cells, in rows of so many columns."""
         rows: list[Row] = []
-        if width >= 30 and height >= len(pairs) * 7:
-            each = height // len(pairs)
-            for index, (info, sample) in enumerate(pairs):
-                detail = self._detail(info, sample, width, each)
-                rows += detail
-                if index < len(pairs) - 1:
-                    rows += [EMPTY] * min(each - len(detail), 1)
-        elif width >= 34 and height >= len(pairs) * 4:
-            spare = height - len(pairs) * 4 >= len(pairs) - 1
-            for index, (info, sample) in enumerate(pairs):
-                rows += self._half(info, sample, width)
-                if spare and index < len(pairs) - 1:
-                    rows.append(EMPTY)
-        else:
-            rows = self._table(pairs, width, height)
+        for start in range(0, len(pairs), columns):
+            blocks = [draw(info, sample, width, height) for info, sample in pairs[start : start + columns]]
+            tallest = max(len(block) for block in blocks)
+            if columns == 1:
+                rows += blocks[0]
+            else:
+                for y in range(tallest):
+                    line = Line(columns * (width + BETWEEN))
+                    for index, block in enumerate(blocks):
+                        line.to(index * (width + BETWEEN)).spans(block[y] if y < len(block) else EMPTY)
+                    rows.append(line.row())
+            rows += [EMPTY] * min(height - tallest, 1)
         return rows
 
     def _none(self, width: int) -> list[Row]:
@@ -195,7 +220,7 @@ class GpuPanel(Panel):
         items: list[tuple[str, str, float, Tone]] = [(glyph, name, size, tone) for name, size, glyph, tone in known]
         if known:
             rest = max(used - sum(size for _, size, _, _ in known), 0.0) + (reserved or 0.0)
-            items.append(("░", "other", rest, "part4"))
+            items.append(("░", "rest", rest, "part4"))
         else:
             items.append(("█", "used", used, "part1"))
             if reserved is not None:
@@ -285,16 +310,22 @@ class GpuPanel(Panel):
     def _trouble(self, sample: GpuSample, width: int) -> list[Row]:
         rows = []
         if sample.xids:
-            codes = ", ".join(str(code) for code in sample.xids[-6:])
-            rows.append(Line(width).add("errors", "muted", LABEL).add(f"! Xid {codes} (driver)", "error").row())
-        if number(sample.ecc_errors) or number(sample.remapped_rows):
-            ecc = format.reading(sample.ecc_errors, lambda value: f"{value:.0f}")
-            rows.append(Line(width).add("ECC", "muted", LABEL).add(f"▲ {ecc} uncorrected", "warn").row())
+            *_, last = sample.xids
+            codes = ", ".join(str(code) for code in sample.xids[-4:])
+            line = Line(width).add("errors", "muted", LABEL).add(f"! Xid {codes}", "error")
+            rows.append(line.add(f": {XIDS[last]}" if last in XIDS else "", "error").row())
+        broken = [
+            f"{count:.0f} {name}"
+            for name, value in (("ECC errors", sample.ecc_errors), ("rows remapped", sample.remapped_rows))
+            if (count := number(value))
+        ]
+        if broken:
+            rows.append(Line(width).add("memory", "muted", LABEL).add("▲ " + ", ".join(broken), "warn").row())
         return rows
 
     # four rows a GPU
 
-    def _half(self, info: GpuInfo, sample: GpuSample, width: int) -> list[Row]:
+    def _half(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
         rows = [self._title(info, sample, width)]
         if lost := _lost(sample):
             return [*rows, Line(width).add(f"! {lost}", "error").row(), EMPTY, EMPTY]
@@ -317,7 +348,8 @@ class GpuPanel(Panel):
         # Where it is narrow, units say what a number is.
         named = width >= 48
         line = Line(width).add("temp " if named else "", "muted")
-        line.add(_brief(sample.temperature_c, lambda value: f"{value:.0f} °C"), temperature_tone(sample.margin_c))
+        tone = temperature_tone(sample.margin_c)
+        line.add(SIGNS.get(tone, "") + _brief(sample.temperature_c, lambda value: f"{value:.0f} °C"), tone)
         if (margin := number(sample.margin_c)) is not None:
             line.add(f", {margin:.0f} °C left", "muted")
         line.gap(2).add("power " if named else "", "muted").add(_ratio(sample.power_w, sample.power_limit_w, "W"))
@@ -327,7 +359,7 @@ class GpuPanel(Panel):
         rows.append(line.row())
         trouble = self._trouble(sample, width)
         rows.append(trouble[0] if trouble else self._slowed(sample, width))
-        return rows
+        return rows[:height]
 
     # a row a GPU
 
@@ -359,15 +391,14 @@ class GpuPanel(Panel):
         if used is None or not total:
             line.add(_brief(sample.vram_used_bytes, format.gib), "muted", 7, "right").gap(1 + bars)
         else:
-            filled = used + (number(sample.vram_reserved_bytes) or 0.0)
-            full = filled / total >= FULL
-            line.add(("▲" if full else "") + format.share(filled / total), "warn" if full else "text", 7, "right").gap(
-                1
-            )
+            filled = (used + (number(sample.vram_reserved_bytes) or 0.0)) / total
+            sign, tone = _fullness(filled)
+            line.add(sign + format.share(filled), tone, 7, "right").gap(1)
             line.spans(stacked(self._portions(info, sample, total), bars))
+        warmth = temperature_tone(sample.margin_c)
         cells: list[tuple[str, Tone, int]] = [
-            (_brief(sample.temperature_c, lambda value: f"{value:.0f}°"), temperature_tone(sample.margin_c), 6),
-            (_brief(sample.margin_c, lambda value: f"{value:.0f}°"), temperature_tone(sample.margin_c), 5),
+            (SIGNS.get(warmth, "") + _brief(sample.temperature_c, lambda value: f"{value:.0f}°"), warmth, 6),
+            (_brief(sample.margin_c, lambda value: f"{value:.0f}°"), warmth, 5),
             (_ratio(sample.power_w, sample.power_limit_w), "text", 9),
             (_ratio(sample.sm_mhz, info.max_sm_mhz), "text", 11),
         ]
@@ -377,7 +408,9 @@ class GpuPanel(Panel):
         words, tone = throttle_words(sample.throttles)
         if sample.xids:
             words, tone = f"Xid {sample.xids[-1]} {words}".strip(), "error"
-        return line.gap(2).add(f"{SIGNS.get(tone, '')}{words}" if words else "–", tone).row()
+        elif not words:
+            words = format.missing(sample.reasons, now=sample.at) if isinstance(sample.reasons, Missing) else "no"
+        return line.gap(2).add(SIGNS.get(tone, "") + words, tone).row()
 
 
 def _parts_of(parts: VramParts | None) -> list[tuple[str, float, str, Tone]]:

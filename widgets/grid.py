@@ -51,7 +51,7 @@ class Grid:
         """
         line = Line(self.width).add(name, "muted", LABEL)
         if isinstance(value, Missing):
-            return line.gap(2).add(format.missing(value, now=now), "muted").add(_detail(value), "muted").row()
+            return line.add(format.missing(value, now=now), "muted").add(_detail(value), "muted").row()
         sign = {"warn": "▲ ", "error": "! "}.get(tone, "")
         line.add(sign + show(value), tone, VALUE, "right").gap(2)
         bar_tone: Tone = tone if tone in ("warn", "error") else "bar"

@@ -106,6 +106,14 @@ counted. Scroll with the arrow keys and page keys; `end` follows the newest agai
         self._back = min(max(back, 0), max(len(self._entries) - self.size.height, 0))
         self.redraw()
 
+    def on_mouse_scroll_up(self) -> None:
+        """Go back by three lines."""
+        self._go(self._back + 3)
+
+    def on_mouse_scroll_down(self) -> None:
+        """Go on by three lines."""
+        self._go(self._back - 3)
+
     def action_scroll_lines(self, lines: int) -> None:
         """Go back by so many lines, or on where negative."""
         self._go(self._back + lines)

@@ -154,7 +154,9 @@ valid but stand apart. The run belongs to its own process: leaving Chimera does 
 
     def _settings(self, width: int) -> list[tuple[int, Row]]:
         """Rows in their order, each with how much it says: what differs most, what was asked least."""
-        asked: dict[str, Any] = dict(self._progress.options) if self._progress else {}
+        if self._progress is None:
+            return []
+        asked = self._progress.options
         rows = [(1, _options("asked", asked, width))]
         if self._effective is None:
             return rows

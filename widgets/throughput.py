@@ -177,11 +177,13 @@ a request of ours in flight, the last one, or all clients of the server together
 
     def _what(self) -> str:
         if isinstance(self._rate, Missing):
-            return f"{format.missing(self._rate)} {self._rate.detail}".strip()
+            return f"{self._label}, {format.missing(self._rate)}" if self._label else format.missing(self._rate)
         return self._label
 
     def _facts(self) -> list[tuple[str, str]]:
         facts = []
+        if isinstance(self._rate, Missing) and self._rate.detail:
+            facts.append(("why", self._rate.detail))
         if self._rates:
             count = len(self._rates)
             facts.append(("median", f"{format.rate(median(self._rates))} of {count} request{'s' if count > 1 else ''}"))

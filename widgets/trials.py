@@ -39,8 +39,8 @@ STATES: dict[TrialState, tuple[str, Tone]] = {
 }
 
 
-NOTE = 14
-"""Columns kept for notes."""
+NOTE = 24
+"""Most columns kept for notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,12 +174,13 @@ are one candidate; the note names those that were merged.
 
     def _tail_columns(self, room: int) -> list[_Column]:
         """Columns after the options; the least telling ones are left out where there is no room."""
+        notes = min(max(cells(clean(_note(view))) for view in self._views) + 1, NOTE)
         columns = [
             _Column("n", 6), _Column(self._metric, 9), _Column("cv", 7), _Column("effect", 9), _Column("interval", 18),
             _Column("verdict", 12),
         ]  # fmt: skip
         for name in ("cv", "interval", "effect", "n"):
-            if sum(column.width for column in columns) + 6 + NOTE > room:
+            if sum(column.width for column in columns) + 6 + notes > room:
                 columns = [column for column in columns if column.name != name]
         return columns
 
@@ -207,10 +208,7 @@ are one candidate; the note names those that were merged.
             else:
                 word, tone = self._word(view)
                 line.add(word, tone, max(column.width, cells(word) + 1))
-        note = view.note or (f"same as {', '.join(trial.merged)}" if trial.merged else "")
-        if view.state == "dropped" and not view.note:
-            note = "dropped"
-        return line.gap(1).add(note, "muted").row()
+        return line.gap(1).add(_note(view), "muted").row()
 
     def _word(self, view: TrialView) -> tuple[str, Tone]:
         if view.trial.role == "baseline":
@@ -278,6 +276,12 @@ def _option_text(trial: Trial, name: str) -> str:
     if asked is None:
         return "–" if runs is None else f"({runs})"
     return clean(f"{asked}→{runs}" if runs is not None and runs != asked else f"{asked}")
+
+
+def _note(view: TrialView) -> str:
+    if view.note or view.state == "dropped":
+        return view.note or "dropped"
+    return f"same as {', '.join(view.trial.merged)}" if view.trial.merged else ""
 
 
 def _interval_text(verdict: Verdict | None) -> str:

@@ -28,7 +28,7 @@ class Part:
 
 
 def split(measurement: Measurement) -> list[Part]:
-    """The parts of a TTFT; what no part accounts for is `other`, or `not told` where a part is unknown."""
+    """The parts of a TTFT; what no part accounts for is `other`, or `unknown` where the server does not tell a part."""
     ttft = measurement.ttft_s
     # A client that times prefill itself can't tell it from queue and load, so it isn't called prefill here.
     prefill = measurement.prefill_s if measurement.timing_source == "server" else None
@@ -41,7 +41,7 @@ def split(measurement: Measurement) -> list[Part]:
         return parts
     rest = max(ttft - sum(part.seconds or 0.0 for part in parts), 0.0)
     complete = all(part.seconds is not None for part in parts)
-    parts.append(Part("other", "░", "part4", rest) if complete else Part("not told", "?", "muted", rest))
+    parts.append(Part("other", "░", "part4", rest) if complete else Part("unknown", "╌", "muted", rest))
     return parts
 
 
@@ -56,7 +56,7 @@ From sending the request to the first token of any kind, on **our** clock, and w
 
 * `▒` **queue**: waiting for the server. `█` **load**: the model was loaded. `▓` **prefill**: reading the prompt.
 * `░` **other**: what nobody accounts for: HTTP, the first sample.
-* `?` **not told**: this server does not tell the parts apart.
+* `╌` **unknown**: this server does not tell the parts apart.
 
 Below: the last requests. A void one gives its reason and counts for nothing.
 """
@@ -127,7 +127,7 @@ Below: the last requests. A void one gives its reason and counts for nothing.
                 line.add(format.share(share), "text", 6, "right")
             rows.append(line.row())
         if unknown:
-            rows.append(Line(width).add(f"unknown here: {', '.join(unknown)}", "muted").row())
+            rows.append(Line(width).add(f"not told by this server: {', '.join(unknown)}", "muted").row())
         return rows[:room]
 
     def _table(self, width: int, room: int) -> list[Row]:

@@ -77,8 +77,8 @@ def normalise_url(text: str) -> str:
 def ollama_host(value: str) -> str | None:
     """The address that `OLLAMA_HOST` means, read as Ollama does; None where it is empty.
 
-    Host, `host:port`, `:port` or a URL; the port is 11434 unless there is a scheme, which brings its own. Raises
-    `ConfigError`.
+    Host, `host:port`, `:port` or a URL with or without a path; the port is 11434 unless there is a scheme, which
+    brings its own. Raises `ConfigError`.
     """
     given = value.strip().strip("\"'").strip()
     if not given:
@@ -87,7 +87,7 @@ def ollama_host(value: str) -> str | None:
     port = _port(parts, given)
     if not port and "://" not in given:
         port = ":11434"
-    return f"{parts.scheme}://{_host(parts)}{port}"
+    return f"{parts.scheme}://{_host(parts)}{port}{parts.path.rstrip('/')}"
 
 
 def _split(given: str) -> SplitResult:

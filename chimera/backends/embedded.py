@@ -8,7 +8,6 @@ import importlib.metadata
 import importlib.util
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from chimera.errors import BadAnswer, ConfigError
 
 from .llama_dialect import LlamaEndpoint
 from .llama_engine import OwnedEngine, Started
-from .llama_process import EngineProcess
+from .llama_process import EngineProcess, python_program
 
 MODEL_FILE: Final = "gemma-3-270m-q4_k_m.gguf"
 DEFAULT_CONTEXT: Final = 4096
@@ -82,7 +81,7 @@ def assemble_model(progress: Progress | None = None) -> Path:
                 _mark(target, expected)
     except OSError as error:
         raise ConfigError(
-            f"The embedded model cannot be stored as {target}: {error.strerror or error}. It takes 254 MB of the "
+            f"The embedded model cannot be stored as {target}: {error.strerror or error}. It takes 253 MB of the "
             "user's cache folder (XDG_CACHE_HOME moves that folder)."
         ) from error
     return target
@@ -179,8 +178,10 @@ class Embedded(OwnedEngine):
 
     kind: ServerKind = "embedded"
 
-    def __init__(self, model_path: Path | str | None = None) -> None:
+    def __init__(self, model_path: Path | str | None = None, *, progress: Progress | None = None) -> None:
+        """Name the model; `progress` is called, from a thread, while the packaged one is put together."""
         super().__init__()
+        self._progress = progress
         self._path = Path(model_path) if model_path is not None else None
         self._packaged = model_path is None
         self._info: ModelInfo | None = None
@@ -209,7 +210,7 @@ class Embedded(OwnedEngine):
 
     async def _model_path(self) -> Path:
         if self._path is None:
-            self._path = await asyncio.to_thread(assemble_model)
+            self._path = await asyncio.to_thread(assemble_model, self._progress)
         elif not self._packaged and not await asyncio.to_thread(self._path.is_file):
             raise ConfigError(f"There is no model file {self._path}. Give the path of a GGUF file.")
         return self._path
@@ -218,7 +219,7 @@ class Embedded(OwnedEngine):
         _need_extra("xllamacpp")
         path = await self._model_path()
         config = {"model": str(path), "num_ctx": DEFAULT_CONTEXT, **options.as_dict()}
-        process = EngineProcess([sys.executable, "-m", "chimera.backends.embedded_child", json.dumps(config)])
+        process = EngineProcess([*python_program("embedded_child"), json.dumps(config)])
         line = await process.start(READY_S)
         try:
             if not line:

@@ -1,7 +1,8 @@
 """The program of the embedded engine's process: one llama.cpp server with one configuration.
 
-`python -m chimera.backends.embedded_child CONFIG` with CONFIG as JSON. It prints one line of JSON when it is ready,
-logs to its standard error, and ends when its standard input closes: when it is told to, or when its parent died.
+`python embedded_child.py CONFIG` with CONFIG as JSON. It prints one line of JSON when it is ready, logs to its standard
+error, and ends when its standard input closes: when it is told to, or when its parent died. It imports nothing of
+Chimera, so that it starts fast.
 """
 
 from __future__ import annotations

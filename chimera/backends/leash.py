@@ -1,4 +1,4 @@
-"""Keeps a program from outliving its parent: `python -m chimera.backends.leash PROGRAM [ARGUMENT ...]`.
+"""Keeps a program from outliving its parent: `python leash.py PROGRAM [ARGUMENT ...]`. It imports nothing of Chimera.
 
 It starts the program, prints one line of JSON with its process id, and ends it when standard input closes: when it is
 told to, or when the parent died. On SIGTERM it ends the program at once. Its exit status is the program's.

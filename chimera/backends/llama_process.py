@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 
 from chimera.errors import BackendError, BackendUnavailable
 
@@ -20,6 +22,11 @@ _LAST_LINES = 12
 _SIGNAL_S = 2.0
 """Patience with a signal."""
 _MAX_LINE = 2000
+
+
+def python_program(name: str) -> list[str]:
+    """The command for one of the programs beside this file, started so that the current folder shadows no module."""
+    return [sys.executable, "-P", str(Path(__file__).with_name(f"{name}.py"))]
 
 
 class EngineProcess:

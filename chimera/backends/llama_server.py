@@ -8,7 +8,6 @@ import ipaddress
 import json
 import re
 import socket
-import sys
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from chimera.model.effective import derive
 from .base import Activity, Event, GenerateRequest
 from .llama_dialect import LlamaEndpoint, ModelEntry, Props, short_name
 from .llama_engine import OwnedEngine, Started
-from .llama_process import EngineProcess
+from .llama_process import EngineProcess, python_program
 
 READY_S: Final = 600.0
 """Longest time for a started server to load its model: large ones take minutes."""
@@ -271,9 +270,11 @@ class LlamaServer:
         listed = (await self._endpoint.models()).data
         loaded = [entry for entry in listed if entry.status is None or entry.status.value == "loaded"]
         ordered = [*loaded, *(entry for entry in listed if entry not in loaded)]
-        mine = await self.model()
-        infos = (_entry_info(entry) for entry in ordered)
-        return tuple(mine if info.name == mine.name else info for info in infos)
+        infos = tuple(_entry_info(entry) for entry in ordered)
+        with contextlib.suppress(ConfigError):  # it does not serve ours, but what it serves can be listed
+            mine = await self.model()
+            infos = tuple(mine if info.name == mine.name else info for info in infos)
+        return infos
 
     async def model(self) -> ModelInfo:
         """The model that it serves, with what its file tells where that lies on this host.
@@ -366,8 +367,7 @@ class LlamaServer:
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Send one request; see `Backend.generate`."""
-        if self._wanted is not None:
-            await self.model()
+        await self.model()  # asked once: a router must be told the model's name
         async with contextlib.aclosing(self._endpoint.generate(request, self.sampling_options)) as events:
             async for event in events:
                 yield event
@@ -533,7 +533,7 @@ class StartedLlamaServer(OwnedEngine):
     async def _start(self, options: Options) -> Started:
         await self._probe()
         port = _free_port()
-        process = EngineProcess([sys.executable, "-m", "chimera.backends.leash", *self.arguments(options, port)])
+        process = EngineProcess([*python_program("leash"), *self.arguments(options, port)])
         line = await process.start(_PROBE_S)
         endpoint = LlamaEndpoint(f"http://127.0.0.1:{port}")
         try:

@@ -426,7 +426,7 @@ class Ollama:
                         bounds, retries = Bounds(request, where=where, since=item.at), item.retries
                         yield Headers(item.at)
                     continue
-                records = [line for line in lines.feed(item.data) if line.strip()]
+                records = _records(lines, item.data, where)
                 if bounds is not None:
                     bounds.heard(item.at, len(records))
                 last = item.at
@@ -510,6 +510,13 @@ class Ollama:
 
 
 # ---- reading answers -------------------------------------------------------------------------------------------------
+
+
+def _records(lines: Lines, data: bytes, where: str) -> list[bytes]:
+    try:
+        return [line for line in lines.feed(data) if line.strip()]
+    except BadAnswer as error:
+        raise BadAnswer(f"{where}: {error}") from error
 
 
 def _events(record: bytes, at: float, retries: int, where: str) -> list[Event]:

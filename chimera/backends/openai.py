@@ -93,6 +93,7 @@ class _Record(BaseModel):
 class _Answer:
     """What one streamed answer has told so far."""
 
+    path: str
     where: str
     opened: Opened | None = None
     bounds: Bounds | None = None
@@ -108,7 +109,10 @@ class _Answer:
         """The tokens in one read."""
         if len(self.beginning) < 80:
             self.beginning += data[:80]
-        events = self.stream.feed(data)
+        try:
+            events = self.stream.feed(data)
+        except BadAnswer as error:
+            raise BadAnswer(f"{self.where}: {error}") from error
         if self.bounds is not None:
             self.bounds.heard(at, len(events))
         return self._tokens(events, at)
@@ -200,6 +204,10 @@ class OpenAICompatible:
     async def connect(self) -> ServerInfo:
         """Reach the server and tell which product it is, where its answers show that."""
         await self._list()
+        return await self._who()
+
+    async def _who(self) -> ServerInfo:
+        """Which product it is; asked once."""
         if self._info is None:
             product, version = "", None
             with contextlib.suppress(BackendError):
@@ -224,7 +232,7 @@ class OpenAICompatible:
     async def _listed(self) -> list[_Listed]:
         """The models, the loaded ones first where the product tells."""
         listed = await self._list()
-        if (await self.connect()).product == "LM Studio":
+        if (await self._who()).product == "LM Studio":
             with contextlib.suppress(BackendError, ValidationError):
                 data = await self._wire.json("GET", "/api/v0/models")
                 more = {each.id: each for each in _List.model_validate(data).data or []}
@@ -265,7 +273,7 @@ class OpenAICompatible:
     async def load(self, options: Options) -> Effective:
         """What runs. Raises `ConfigError` for any load option: they belong to the server's start."""
         if asked := options.load.as_dict():
-            title = (await self.connect()).title
+            title = (await self._who()).title
             raise ConfigError(
                 f"{', '.join(asked)} cannot be set on {title} at {self._wire.url}: it takes such settings only when "
                 "it is started. Only sampling options and the output's length can be tried here."
@@ -286,7 +294,7 @@ class OpenAICompatible:
 
     async def activity(self) -> Activity:
         """The gauges of vLLM; other products do not tell."""
-        info = await self.connect()
+        info = await self._who()
         hidden = Missing("unsupported", f"{info.title} does not tell who uses it")
         if info.product != "vLLM":
             return Activity(busy=hidden, waiting=hidden, tasks=hidden)
@@ -313,11 +321,15 @@ class OpenAICompatible:
         """
         if self._name is None:
             await self.model()
+        product = (await self._who()).product
         while True:
             chat, usage = self._chat, self._ask_usage
-            answer = _Answer(f"{self._wire.url}{_path(chat)}")
+            path = "/v1/chat/completions" if chat else "/v1/completions"
+            answer = _Answer(path, f"{self._wire.url}{path}")
             try:
-                async with aclosing(self._ask(request, answer, chat=chat, usage=usage)) as events:
+                async with aclosing(
+                    self._ask(self._body(request, product, chat=chat, usage=usage), request, answer)
+                ) as events:
                     async for event in events:
                         yield event
             except (OutOfMemory, ContextExceeded):
@@ -337,10 +349,9 @@ class OpenAICompatible:
                 return
 
     async def _ask(
-        self, request: GenerateRequest, answer: _Answer, *, chat: bool, usage: bool
+        self, body: dict[str, Any], request: GenerateRequest, answer: _Answer
     ) -> AsyncGenerator[Event, None]:
-        body = self._body(request, chat=chat, usage=usage)
-        async with aclosing(self._wire.stream(_path(chat), body, timeout_s=request.timeout_s)) as items:
+        async with aclosing(self._wire.stream(answer.path, body, timeout_s=request.timeout_s)) as items:
             async for item in items:
                 if isinstance(item, Opened):
                     if item.status < 400:
@@ -357,8 +368,7 @@ class OpenAICompatible:
             yield tokens
         yield answer.done()
 
-    def _body(self, request: GenerateRequest, *, chat: bool, usage: bool) -> dict[str, Any]:
-        product = self._info.product if self._info else ""
+    def _body(self, request: GenerateRequest, product: str, *, chat: bool, usage: bool) -> dict[str, Any]:
         body: dict[str, Any] = {
             "model": self._name,
             "max_tokens": request.output_tokens,
@@ -391,10 +401,6 @@ class OpenAICompatible:
     async def close(self) -> None:
         """Close connections."""
         await self._wire.close()
-
-
-def _path(chat: bool) -> str:
-    return "/v1/chat/completions" if chat else "/v1/completions"
 
 
 def _gauge(text: str, name: str) -> Reading:

@@ -90,11 +90,13 @@ def _facts(server: ServerInfo | None, snapshot: Snapshot, runs: list[Run]) -> di
     from chimera.runner.sampler import encode
     from chimera.store.document import run_document
 
+    seen = encode(snapshot)
+    now = seen.pop("server", None)
     return {
         "schema_version": 1,
         "at": datetime.now(UTC).isoformat(),
-        "server": {"kind": server.kind, "url": server.url, "version": server.version} if server else None,
-        **encode(snapshot),
+        **seen,
+        "server": {"kind": server.kind, "url": server.url, "version": server.version, "now": now} if server else None,
         "runs": [run_document(run) for run in runs],
     }
 

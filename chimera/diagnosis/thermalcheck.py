@@ -281,8 +281,8 @@ def _with_words(result: ThermalResult, slowdown_c: float | None) -> ThermalResul
             )
     if result.throttle_at_s is not None:
         words.append(
-            f"Heat held clocks down from {result.throttle_at_s / 60:.1f} min on, for {result.throttle_share or 0:.0%} of "
-            "the time."
+            f"Heat held clocks down from {result.throttle_at_s / 60:.1f} min on, for {result.throttle_share or 0:.0%} "
+            "of the time."
         )
     elif result.throttle_share is not None:
         words.append(f"Heat did not hold clocks down in {minutes:.1f} min.")

@@ -1,10 +1,10 @@
 """What the scatter of a set of measurements comes from: the variance of log values, shared out among causes.
 
 Each cause that can be seen becomes a regressor: the exact effect of load and queue on a time to first token, the cached
-part of the prompt, output and prompt length, the share of the CPU that others took, clocks. Those that are significant
-share the explained variance by averaging over all orders in which they could enter (Lindeman, Merenda and Gold), so
-that correlated causes split what they have in common. What is left goes first to a straight drift, then to plain
-scatter as far as it looks like it; the rest is called unexplained.
+part of the prompt, output and prompt length, the share of the CPU that others took, clocks. Those enter that are
+significant and pull in the direction that they can. A cause's share is the variance of its fitted effect (freed of what
+chance alone would give it) in the sum of those of all and of the rest. The rest goes first to a straight drift, then to
+plain scatter as far as it looks like it; what remains is called unexplained.
 """
 
 from __future__ import annotations
@@ -109,16 +109,16 @@ def attribute(points: Sequence[Point], metric: Literal["rate", "ttft"]) -> Attri
     explained = 0.0
     residual = y
     if chosen:
-        parts = _shapley(y, {name: columns[name] for name in chosen})
-        plain = sum(parts.values()) / total
-        honest = max(0.0, 1 - (1 - plain) * (n - 1) / max(1, n - len(chosen) - 1))
-        fit = _fit(y, [columns[name] for name in chosen])
-        for name, weight in zip(chosen, fit, strict=True):
-            share = parts[name] / total * (honest / plain if plain > 0 else 0.0)
+        picked = [columns[name] for name in chosen]
+        weights = _fit(y, picked)
+        residual = _residual(y, picked, weights)
+        rest = _dot(residual, residual) / max(1, n - len(chosen) - 1)
+        own = [max(0.0, w * w * _dot(x, x) - rest) for w, x in zip(weights, picked, strict=True)]
+        whole = sum(own) + rest * (n - 1)
+        for name, weight, part in zip(chosen, weights, own, strict=True):
             column = columns[name]
-            shares.append(Share(_named(name), share, math.exp(abs(weight) * (max(column) - min(column)))))
+            shares.append(Share(name, part / whole, math.exp(abs(weight) * (max(column) - min(column)))))
         explained = sum(each.share for each in shares)
-        residual = _residual(y, [columns[name] for name in chosen], fit)
     left = 1.0 - explained
     drift, residual = _drift(residual, [each.at for each in usable])
     if drift is not None:
@@ -129,14 +129,10 @@ def attribute(points: Sequence[Point], metric: Literal["rate", "ttft"]) -> Attri
     shares.append(Share("noise", noise))
     shares.append(Share("unexplained", max(0.0, left - noise)))
     kept = sorted((each for each in shares if each.share > 0.005), key=lambda each: -each.share)
-    whole = sum(each.share for each in kept) or 1.0
+    kept_whole = sum(each.share for each in kept) or 1.0
     return Attribution(
-        metric, n, spread, tuple(Share(each.cause, each.share / whole, each.effect) for each in kept), modes
+        metric, n, spread, tuple(Share(each.cause, each.share / kept_whole, each.effect) for each in kept), modes
     )
-
-
-def _named(name: str) -> VarianceCause:
-    return next(each for each in _MEASURED if each == name)
 
 
 # -- what can be seen of each cause ----------------------------------------------------------------------------------
@@ -296,28 +292,6 @@ def _forward(
             return chosen
         chosen.append(best[1])
         held += best[0]
-
-
-def _shapley(y: Sequence[float], columns: dict[VarianceCause, list[float]]) -> dict[VarianceCause, float]:
-    """Sum of squares that each column explains, averaged over all orders of entering."""
-    names = list(columns)
-    k = len(names)
-    worth = {
-        frozenset(subset): _explained(y, [columns[name] for name in subset])
-        for size in range(k + 1)
-        for subset in combinations(names, size)
-    }
-    parts: dict[VarianceCause, float] = {}
-    for name in names:
-        others = [each for each in names if each != name]
-        part = 0.0
-        for size in range(k):
-            weight = math.factorial(size) * math.factorial(k - size - 1) / math.factorial(k)
-            for subset in combinations(others, size):
-                held = frozenset(subset)
-                part += weight * (worth[held | {name}] - worth[held])
-        parts[name] = max(0.0, part)
-    return parts
 
 
 # -- what is left ----------------------------------------------------------------------------------------------------

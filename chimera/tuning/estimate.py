@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from chimera.domain.workload import Workload
 
 from .plan import COHORT, CONFIRM_MIN, HALVE_AFTER, Plan
-from .statistics import Noise, confirmation_rounds, level_for, smallest_effect, t_quantile
+from .statistics import Noise, confirmation_rounds, level_for, t_quantile
 
 BLOCK = 3
 """Requests of a block where candidates share one load."""
@@ -61,7 +61,7 @@ def estimate(plan: Plan, workload: Workload, *, pace: Pace | None = None, noise:
         noise: Of an earlier preflight; None = unknown, the confirmation is then taken at its longest.
     """
     screen, screened = _screening(plan)
-    together = min(plan.confirmed, len(plan.candidates)) if plan.confirm else len(plan.candidates)
+    together = min(plan.confirmed, screened) if plan.confirm else screened
     least, most = plan.screen_rounds, plan.screen_rounds
     if plan.confirm:
         if plan.confirm_rounds:
@@ -79,7 +79,7 @@ def estimate(plan: Plan, workload: Workload, *, pace: Pace | None = None, noise:
     sessions, fewest = before + most * each, before + least * each
     reach = width = None
     if noise:
-        reach = smallest_effect(noise.paired_sd, most) + plan.band
+        reach = noise.smallest_better(most, plan.band, together=together)
         if most > 1:
             quantile = t_quantile(1 - (1 - level_for(together)) / 2, most - 1)
             width = quantile * noise.paired_sd / most**0.5
@@ -97,7 +97,7 @@ def estimate(plan: Plan, workload: Workload, *, pace: Pace | None = None, noise:
 
 def within(plan: Plan, workload: Workload, pace: Pace, seconds: float) -> Plan:
     """The plan with as long a confirmation, then as many cohorts, as fit the time; the shortest one where none does."""
-    for cohorts in range(plan.cohorts_planned, 0, -1):
+    for cohorts in range(plan.cohorts_planned, min(plan.cohorts_planned, max(1, len(plan.cohorts))) - 1, -1):
         trial = replace(plan, cohorts_planned=cohorts)
         for most in range(plan.confirm_max, min(CONFIRM_MIN, plan.confirm_max) - 1, -1):
             trial = replace(trial, confirm_max=most)

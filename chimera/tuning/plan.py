@@ -62,8 +62,8 @@ class Plan:
     """Candidates differ in sampling options only: sessions are blocks of requests inside one load."""
     cohorts: tuple[tuple[str, ...], ...] = ()
     """Candidates in the groups in which they were proposed; empty: all of them are one group."""
-    cohorts_planned: int = 1
-    """Groups that will be proposed in all."""
+    cohorts_planned: int = 0
+    """Groups that will be proposed in all; 0 = the candidates are all there. A space that is used up lowers it."""
 
     def __post_init__(self) -> None:
         names = [trial.candidate for trial in self.trials]
@@ -75,7 +75,7 @@ class Plan:
             raise ConfigError(f"The band is {self.band:g}; give a share between 0 and 0.5, such as 0.02.")
         if self.target <= self.band:
             raise ConfigError(f"A gain of {self.target:.1%} is inside the band of {self.band:.1%}; give a larger one.")
-        for name in ("screen_rounds", "confirmed", "confirm_max", "cohorts_planned"):
+        for name in ("screen_rounds", "confirmed", "confirm_max"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more.")
         if self.preflight < 0 or (self.confirm_rounds is not None and self.confirm_rounds < 1):
@@ -96,8 +96,8 @@ class Plan:
 
     @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
-        """Candidates by cohort; one group where there are none."""
-        return self.cohorts or (self.candidates,)
+        """Candidates by cohort; one group where the plan has none."""
+        return self.cohorts or ((self.candidates,) if self.candidates else ())
 
     @property
     def settings(self) -> dict[str, Options]:

@@ -205,7 +205,7 @@ class _Play:
     # Phases: each returns a step while it has one
 
     def _preflight(self) -> Step | None:
-        if not self.candidates and self.plan.cohorts_planned == 1:
+        if not self.candidates and not self.plan.cohorts_planned:
             return Done("Every candidate has the baseline's effect: there is nothing to compare.")
         for _ in range(self.plan.preflight):
             if step := self._slot("preflight", (), self.plan.preflight):
@@ -216,25 +216,24 @@ class _Play:
 
     def _screen(self) -> Step | None:
         plan = self.plan
-        single = len(plan.groups) == 1 and plan.cohorts_planned == 1
+        groups = max(len(plan.groups), plan.cohorts_planned)
         survivors: list[str] = []
         for group in plan.groups:
             open_ = self._alive(group)
             first = len(self.counted)
             for slot in range(1, plan.screen_rounds + 1):
                 # A cohort is compared with the others, so even a small one needs values.
-                if not open_ or (plan.confirm and len(open_) <= plan.confirmed and (single or slot > HALVE_AFTER[0])):
+                few = plan.confirm and len(open_) <= plan.confirmed and (groups == 1 or slot > HALVE_AFTER[0])
+                if few or not open_:
                     break
-                if step := self._slot(
-                    "screen", open_, plan.screen_rounds * max(len(plan.groups), plan.cohorts_planned)
-                ):
+                if step := self._slot("screen", open_, plan.screen_rounds * groups):
                     return step
                 open_ = self._alive(open_)
                 if plan.confirm:
                     open_ = self._narrow(open_, slot, self.counted[first:])
             survivors += open_
-        if len(plan.groups) < plan.cohorts_planned:
-            return NeedCohort(len(plan.groups) + 1)
+        if len(plan.cohorts) < plan.cohorts_planned:
+            return NeedCohort(len(plan.cohorts) + 1)
         if not survivors:
             return Done("No candidate could be run, so there is nothing to compare with the baseline.", complete=False)
         if not plan.confirm:

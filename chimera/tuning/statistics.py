@@ -279,19 +279,19 @@ class Noise:
         """Degrees of freedom of `steady_sd`: two went into the line."""
         return self.n - 2
 
-    def mde(self, rounds: int) -> float:
-        """Smallest effect that as many rounds detect in 80 % of cases, as a share: (t.975 + t.8) s_d / sqrt(n)."""
-        return smallest_effect(self.paired_sd, rounds)
+    def mde(self, rounds: int, *, together: int = 1) -> float:
+        """Smallest effect that as many rounds detect in 80 % of cases, as a share."""
+        return smallest_effect(self.paired_sd, rounds, together=together)
 
-    def smallest_better(self, rounds: int, band: float) -> float:
+    def smallest_better(self, rounds: int, band: float, *, together: int = 1) -> float:
         """Smallest gain that is likely to be called better: the MDE and the band, as a share."""
-        return self.mde(rounds) + band
+        return self.mde(rounds, together=together) + band
 
-    def words(self, rounds: int, band: float) -> str:
+    def words(self, rounds: int, band: float, *, together: int = 1) -> str:
         """What can be seen now, in one or two sentences."""
-        smallest = self.smallest_better(rounds, band)
+        smallest = self.smallest_better(rounds, band, together=together)
         seen = f"Sessions vary by {self.sd:.1%}: in {rounds} rounds gains above {smallest:.1%} can be seen."
-        if self.mde(rounds) > NOISE_LIMIT:
+        if self.mde(rounds, together=together) > NOISE_LIMIT:
             return f"{seen} That is coarse: close other programs, wait until the machine is calm, or use more rounds."
         return seen
 
@@ -318,12 +318,15 @@ def noise(values: Sequence[float]) -> Noise | None:
     )
 
 
-def smallest_effect(paired_sd: float, rounds: int) -> float:
-    """MDE of a paired t test at 95 % with 80 % power, as a share; infinite with fewer than two rounds."""
+def smallest_effect(paired_sd: float, rounds: int, *, together: int = 1) -> float:
+    """Minimal detectable effect of a paired t test with 80 % power: (t.975 + t.8) s_d / sqrt(n), as a share.
+
+    For several judged together the first quantile is that of their level. Infinite with fewer than two rounds.
+    """
     if rounds < 2:
         return inf
-    sigma = (t_quantile(0.975, rounds - 1) + t_quantile(0.8, rounds - 1)) / sqrt(rounds)
-    return expm1(min(sigma * paired_sd, 50.0))
+    quantile = t_quantile(1 - (1 - level_for(together)) / 2, rounds - 1) + t_quantile(0.8, rounds - 1)
+    return expm1(min(quantile * paired_sd / sqrt(rounds), 50.0))
 
 
 def confirmation_rounds(

@@ -114,6 +114,7 @@ def test_what_is_no_address_is_refused_in_words(typed: str, words: str) -> None:
         ("http://box", "http://box"),
         ("https://box", "https://box"),
         ("https://box:1234/", "https://box:1234"),
+        ("http://box/ollama/", "http://box/ollama"),
         ("[::]", "http://[::1]:11434"),
         ("::1", "http://[::1]:11434"),
         ("'10.0.0.7'", "http://10.0.0.7:11434"),

@@ -24,6 +24,7 @@ import pytest
 
 from chimera.backends.base import Backend, GenerateRequest, Headers, PromptProgress, Tokens
 from chimera.backends.embedded import Embedded, assemble_model
+from chimera.backends.llama_process import python_program
 from chimera.domain.options import Options
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, ContextExceeded, OutOfMemory, StreamBroken
 
@@ -45,7 +46,7 @@ def children() -> set[int]:
     return {
         child.pid
         for child in psutil.Process().children(recursive=True)
-        if child.is_running() and "chimera.backends.embedded_child" in " ".join(child.cmdline())
+        if child.is_running() and "embedded_child" in " ".join(child.cmdline())
     }
 
 
@@ -344,7 +345,7 @@ def test_the_engine_ends_when_its_parent_is_killed(gemma_path: Path) -> None:
 @real
 def test_the_child_says_one_line_and_nothing_else_on_its_standard_output(gemma_path: Path) -> None:
     config = json.dumps({"model": str(gemma_path), "num_ctx": 256, "num_thread": 1})
-    command = [sys.executable, "-m", "chimera.backends.embedded_child", config]
+    command = [*python_program("embedded_child"), config]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
     assert ended.returncode == 0
     lines = ended.stdout.splitlines()

@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from chimera.backends.base import Backend, Done, Event, GenerateRequest, PromptProgress, Tokens
 from chimera.backends.llama_dialect import CompletionReader, metrics_of, slots_of
 from chimera.backends.llama_log import EngineFacts, cause_of
+from chimera.backends.llama_process import python_program
 from chimera.backends.llama_server import (
     LlamaServer,
     StartedLlamaServer,
@@ -265,6 +267,43 @@ class TestAttached(BackendContract):
     @pytest.fixture
     def absent(self) -> Backend | None:
         return LlamaServer(absent_url())
+
+
+@pytest.fixture(scope="class")
+def real_url(gemma_path: Path) -> Iterator[str]:
+    """A real server of three slots that nobody's `load` restarts."""
+    config = json.dumps({"model": str(gemma_path), "num_ctx": 768, "num_parallel": 3, "num_thread": 1})
+    command = [*python_program("embedded_child"), config]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())["url"]
+        process.stdin.close()
+
+
+@pytest.mark.embedded
+class TestAttachedToARealOne(BackendContract):
+    kind = "llama_server"
+    load_request: ClassVar[Options] = Options()
+
+    @pytest.fixture
+    async def backend(self, real_url: str) -> AsyncIterator[Backend]:
+        backend = LlamaServer(real_url)
+        yield backend
+        await backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.embedded
+class TestStarted(BackendContract):
+    kind = "llama_server"
+    load_request: ClassVar[Options] = Options(num_ctx=300, num_parallel=2, num_thread=1)
+
+    @pytest.fixture
+    async def backend(self, tmp_path: Path, gemma_path: Path) -> AsyncIterator[Backend]:
+        backend = StartedLlamaServer([llama_program(tmp_path)[0], "-m", str(gemma_path)])
+        yield backend
+        await backend.close()
 
 
 async def test_it_says_what_the_server_and_its_model_are(attached: LlamaServer) -> None:
@@ -718,7 +757,8 @@ def test_a_leashed_program_ends_when_its_parent_is_killed() -> None:
     sleeper = [sys.executable, "-c", "import time; time.sleep(60)"]
     code = (
         "import subprocess, sys, time\n"
-        "p = subprocess.Popen([sys.executable, '-m', 'chimera.backends.leash', *sys.argv[1:]],"
+        "from chimera.backends.llama_process import python_program\n"
+        "p = subprocess.Popen([*python_program('leash'), *sys.argv[1:]],"
         " stdin=subprocess.PIPE, stdout=subprocess.PIPE)\n"
         "print(p.stdout.readline().decode(), flush=True)\ntime.sleep(60)"
     )
@@ -734,7 +774,7 @@ def test_a_leashed_program_ends_when_its_parent_is_killed() -> None:
 
 def test_a_leash_passes_on_how_its_program_ended() -> None:
     for code, status in (("import sys; sys.exit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)):
-        command = [sys.executable, "-m", "chimera.backends.leash", sys.executable, "-c", code]
+        command = [*python_program("leash"), sys.executable, "-c", code]
         ended = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, timeout=20, check=False)
         # Standard input is closed at once here, so the program may as well have been ended by the leash.
         assert ended.returncode in (status, 128 + signal.SIGTERM)

@@ -635,7 +635,7 @@ async def test_on_the_same_host_the_engines_slots_show_who_uses_it(tmp_path: Pat
                 break
         during = await backend.activity()
         assert during.busy == 1
-        assert during.tasks == {1}
+        assert during.tasks == frozenset({1})
         await events.aclose()
         await backend.load(Options(num_gpu=3))  # another process, another port
         assert (await backend.activity()).busy == 0

@@ -86,9 +86,15 @@ def test_a_budget_shortens_the_confirmation_before_it_drops_cohorts() -> None:
     assert (estimate(tight, LOAD, pace=pace).seconds or 0) <= 20 * 60
 
 
+def test_a_search_is_estimated_before_its_first_cohort() -> None:
+    pace = Pace(load_s=3, request_s=2.5)
+    assert estimate(plan(0, cohorts_planned=2, confirm_rounds=8), LOAD).sessions == 6 + 2 * 42 + 8 * 3
+    assert within(plan(0, cohorts_planned=3), LOAD, pace, 1.0).cohorts_planned == 1
+
+
 def test_a_budget_that_nothing_fits_gives_the_shortest_plan() -> None:
     tight = within(plan(8), LOAD, Pace(3, 2.5), 1.0)
-    assert (tight.confirm_max, tight.cohorts_planned) == (8, 1)
+    assert (tight.confirm_max, tight.cohorts_planned) == (8, 0)
 
 
 def shorter(rules: Plan, confirm_max: int) -> Plan:

@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from chimera.domain.options import Options
 from chimera.domain.run import Trial
+from chimera.domain.verdict import Metric
 from chimera.tuning.objectives import Point, Recommendation, pareto_front, points, recommend
 from chimera.tuning.plan import Outcome, Plan
 from chimera.tuning.protocol import standing
 
 from .scripted import Source, play
 
-METRICS = ("decode_tok_s", "ttft_s", "vram_bytes")
+METRICS: tuple[Metric, ...] = ("decode_tok_s", "ttft_s", "vram_bytes")
 
 
 def contexts(*windows: int) -> tuple[Trial, ...]:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 from itertools import product
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -113,6 +116,20 @@ def test_a_cohort_is_asked_for_when_the_last_one_is_screened() -> None:
     assert isinstance(step, Done)
     assert standing(grown, outcomes).finalists == ("c2", "c12")
     assert all("c0" in round_ for round_ in visits(outcomes, "screen").values())
+
+
+def test_a_search_begins_with_the_preflight_and_then_asks_for_its_first_cohort() -> None:
+    rules = plan(0, cohorts_planned=2)
+    outcomes, step = play(rules, Source())
+    assert step == NeedCohort(1)
+    assert len(outcomes) == rules.preflight
+    grown = replace(rules, trials=trials(1), cohorts=(("c1",),))
+    outcomes, step = play(grown, Source(), outcomes)
+    assert step == NeedCohort(2)
+    assert len(visits(outcomes, "screen")) == 3
+    outcomes, step = play(replace(grown, cohorts_planned=1), Source(), outcomes)
+    assert isinstance(step, Done)
+    assert step.complete
 
 
 def test_cohorts_are_compared_through_the_baseline_when_the_machine_slowed_down_between_them() -> None:
@@ -436,6 +453,17 @@ def test_the_outlook_is_what_is_then_run_when_all_goes_well() -> None:
         found.append(Source().finish(step.sessions[0], found))
 
 
+def test_planning_needs_neither_numpy_nor_scipy_nor_optuna() -> None:
+    code = (
+        "import sys, chimera.tuning.protocol, chimera.tuning.verdicts, chimera.tuning.objectives, "
+        "chimera.tuning.estimate, chimera.tuning.search; "
+        "found = {'numpy', 'scipy', 'optuna', 'pydantic', 'sqlalchemy', 'textual', 'rich'} & set(sys.modules); "
+        "sys.exit(' '.join(found) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+
 # The plan itself
 
 
@@ -451,7 +479,7 @@ def test_a_plan_survives_the_journal() -> None:
     "rules",
     [{"band": 0.0}, {"band": 0.06}, {"screen_rounds": 0}, {"confirm_rounds": 0}, {"cohorts": (("c1",),)}],
 )
-def test_a_plan_that_cannot_work_says_so(rules: dict[str, object]) -> None:
+def test_a_plan_that_cannot_work_says_so(rules: dict[str, Any]) -> None:
     from chimera.errors import ConfigError
 
     with pytest.raises(ConfigError):

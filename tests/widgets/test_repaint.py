@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from textual.screen import ModalScreen, Screen
 
-from chimera.domain.measurement import Measurement
-from chimera.widgets import EventLog, GpuPanel, HostPanel, Panel, ThroughputPanel, TimeChart, TrialTable
+from chimera.widgets import EventLog, GpuPanel, HostPanel, TimeChart, TrialTable
 from chimera.widgets.rows import text_of
 
 from . import data
@@ -18,6 +17,19 @@ from .screens import Alone, Counting, screen_text
 
 class CountedBoard(Board, Counting):
     pass
+
+
+def recorded(target: object, method: str) -> list[tuple[object, ...]]:
+    """The arguments of every later call of a method, which still does its work."""
+    calls: list[tuple[object, ...]] = []
+    real = getattr(target, method)
+
+    def record(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        return real(*args, **kwargs)
+
+    setattr(target, method, record)
+    return calls
 
 
 async def test_the_same_data_again_write_nothing() -> None:
@@ -48,13 +60,11 @@ async def test_one_changed_number_repaints_one_row() -> None:
     async with app.run_test(size=(60, 16)) as pilot:
         panel.update(data.gpus())
         await pilot.pause()
-        rendered: list[int] = []
-        render_line = panel.render_line
-        panel.render_line = lambda y: (rendered.append(y), render_line(y))[1]  # type: ignore[method-assign]
+        rendered = recorded(panel, "render_line")
         sample = data.gpus().samples[0]
         panel.update(replace(data.gpus(), samples=(replace(sample, fan_percent=46.0),)))
         await pilot.pause(0.05)
-        assert rendered == [4]
+        assert rendered == [(4,)]
         assert app.last_write.count("\x1b[6;1H") == 1
         assert "fan 46" in app.last_write
         assert "util" not in app.last_write
@@ -81,9 +91,7 @@ async def test_a_covered_panel_builds_nothing_and_is_right_when_it_is_seen_again
         await pilot.pause()
         cover: Screen[None] = Screen()
         await app.push_screen(cover)
-        built: list[int] = []
-        build = panel.build
-        panel.build = lambda width, height: (built.append(1), build(width, height))[1]  # type: ignore[method-assign]
+        built = recorded(panel, "build")
         sample = data.gpus().samples[0]
         for utilization in (11.0, 12.0, 13.0):
             panel.update(replace(data.gpus(), samples=(replace(sample, utilization=utilization),)))
@@ -125,12 +133,7 @@ async def test_an_update_never_lays_out() -> None:
     app = CountedBoard()
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.pause()
-        laid_out: list[bool] = []
-        refresh_layout = app.screen._refresh_layout
-        app.screen._refresh_layout = lambda *args, **kwargs: (  # type: ignore[method-assign]
-            laid_out.append(True),
-            refresh_layout(*args, **kwargs),
-        )[1]
+        laid_out = recorded(app.screen, "_refresh_layout")
         for _ in range(3):
             app.step()
             await pilot.pause(0.05)
@@ -199,16 +202,17 @@ async def test_moving_the_cursor_repaints_two_rows() -> None:
         table.update(data.TRIALS)
         table.focus()
         await pilot.pause()
-        rendered: list[int] = []
-        render_line = table.render_line
-        table.render_line = lambda y: (rendered.append(y), render_line(y))[1]  # type: ignore[method-assign]
+        rendered = recorded(table, "render_line")
         await pilot.press("down")
         await pilot.pause(0.05)
-        assert sorted(rendered) == [1, 2]
+        assert sorted(rendered) == [(1,), (2,)]
 
 
-def test_panels_measure_their_natural_height() -> None:
-    panel = ThroughputPanel()
-    panel.update(1.0, 50.0, label="this request")
-    assert isinstance(panel, Panel)
-    assert isinstance(data.MEASUREMENTS[0], Measurement)
+async def test_a_panel_whose_height_is_left_to_itself_takes_its_rows() -> None:
+    panel = HostPanel()
+    panel.update(data.host())
+    panel.styles.height = "auto"
+    app = Alone(panel)
+    async with app.run_test(size=(60, 20)) as pilot:
+        await pilot.pause()
+        assert panel.size.height == len(panel.build(56, 60)) == 7

@@ -46,7 +46,7 @@ async def test_board_where_nothing_is_known(size: str, screen: SnapshotAssertion
         app.query_one(RunPanel).update(None)
         app.query_one(ServerPanel).update(
             None,
-            problem="Nothing answers at http://127.0.0.1:11434, :8080, :8000 or :1234. Start a server, or use --embedded.",
+            problem="Nothing answers at http://127.0.0.1:11434, :8080 or :8000. Start a server, or use --embedded.",
         )
         app.query_one(TtftPanel).update(())
         app.query_one(FindingsPanel).update(())

@@ -1,0 +1,150 @@
+"""The command line: what goes to stdout, what to stderr, and what the exit codes say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from chimera.cli.narrate import progress_line
+from chimera.cli.work import options_from
+from chimera.domain.options import Options
+from chimera.domain.run import Progress
+from chimera.errors import ConfigError
+from tests.backends.scripted import ScriptedOllama, absent_url, html, in_thread
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+
+
+def chimera(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "chimera", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **env},
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "--kv-cache-type", "q5", "--embedded"], "--kv-cache-type q5"),
+        (["run", "--num-ctx", "0", "--embedded"], "--num-ctx 0"),
+        (["run", "--requests", "0", "--embedded"], "--requests 0"),
+        (["run", "nonesuch", "--embedded"], "nonesuch"),
+        (["run", "--embedded", "--server", "http://127.0.0.1:1"], "exclude each other"),
+        (["run", "--embedded", "--prompt-file", "absent.txt"], "absent.txt"),
+        (["runs", "show", "zzzz"], "zzzz"),
+        (["stop"], "run"),
+        (["presets", "show", "0"], "0"),
+        (["attach", "zzzz"], "zzzz"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_sentence_with_exit_code_2(arguments: list[str], words: str) -> None:
+    done = chimera(*arguments)
+    assert done.returncode == 2, done.stderr
+    assert words in done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_an_absent_server_is_exit_code_3_and_says_what_was_tried() -> None:
+    done = chimera("run", "--server", absent_url())
+    assert done.returncode == 3
+    assert "nobody answers" in done.stderr
+    assert "--embedded" in done.stderr
+
+
+def test_a_web_server_is_no_model_server() -> None:
+    from tests.backends.scripted import ScriptedServer
+
+    server = ScriptedServer()
+    server.route("GET", "/", html())
+    with in_thread(server):
+        done = chimera("run", "--server", server.url)
+    assert done.returncode == 3
+    assert "\x1b" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_run_json_is_one_document_and_narration_goes_to_stderr() -> None:
+    with in_thread(ScriptedOllama(decode_s=0.002)) as server:
+        done = chimera("run", "--server", server.url, "--requests", "2", "--output-tokens", "16", "--yes", "--json")
+        assert done.returncode == 0, done.stderr
+        facts = json.loads(done.stdout)
+        assert facts["schema_version"] == 1
+        assert facts["counts"]["valid"] == 2
+        assert "request 1" in done.stderr
+        listed = json.loads(chimera("runs", "list", "--json").stdout)
+        assert [run["id"] for run in listed["runs"]] == [facts["run"]["id"]]
+        shown = json.loads(chimera("runs", "show", "last", "--json").stdout)
+        assert shown["trials"] == facts["trials"]
+        csv = chimera("runs", "export", "--format", "csv").stdout.splitlines()
+        assert len(csv) == 4, "a head, the discarded request and two measured ones"
+        lines = chimera("runs", "export", "--format", "benchstat").stdout
+        assert lines.count("Benchmark") >= 2
+        status = json.loads(chimera("status", "--server", server.url, "--json").stdout)
+        assert status["server"]["kind"] == "ollama"
+        assert status["host"]["cpu_percent"] is not None
+
+
+def test_a_preset_on_a_server_that_cannot_set_everything_says_what_it_left() -> None:
+    from tests.backends.scripted import ScriptedOpenAI
+
+    with in_thread(ScriptedOpenAI(decode_s=0.002)) as server:
+        done = chimera("run", "1", "--server", server.url, "--requests", "1", "--output-tokens", "16", "--json")
+        assert done.returncode == 0, done.stderr
+        assert "not settable on this server" in done.stderr
+        typed = chimera("run", "--num-gpu", "4", "--server", server.url, "--requests", "1")
+        assert typed.returncode == 2
+        assert "num_gpu cannot be set" in typed.stderr
+
+
+def test_a_run_to_a_file_is_written_whole(tmp_path: Path) -> None:
+    with in_thread(ScriptedOllama()) as server:
+        chimera("run", "--server", server.url, "--requests", "1", "--output-tokens", "16", "--yes")
+        out = tmp_path / "run.json"
+        assert chimera("runs", "export", "-o", str(out)).returncode == 0
+        assert json.loads(out.read_text())["counts"]["valid"] == 1
+        assert chimera("runs", "export", "-o", str(tmp_path / "no" / "such.json")).returncode == 2
+
+
+def test_presets_are_listed_shown_and_checked(tmp_path: Path) -> None:
+    listed = json.loads(chimera("presets", "list", "--json").stdout)
+    assert [preset["digit"] for preset in listed["presets"]][:5] == [1, 2, 3, 4, 5]
+    assert "tok/s" in chimera("presets", "show", "1").stdout
+    broken = tmp_path / "mine.toml"
+    broken.write_text('title = "Mine"\n[options]\nnum_cxt = 4\n')
+    checked = chimera("presets", "check", str(broken))
+    assert checked.returncode == 2
+    assert "mine.toml:3" in checked.stdout
+    assert "num_ctx" in checked.stdout
+
+
+def test_the_version_and_help_are_there() -> None:
+    assert chimera("--version").stdout.startswith("chimera ")
+    assert "attach" in chimera("--help").stdout
+
+
+def test_options_are_checked_by_name_and_range() -> None:
+    assert options_from({"num_ctx": 512, "top_p": None}) == Options(num_ctx=512)
+    with pytest.raises(ConfigError, match=r"--top-p 2\.0: takes 0 to 1"):
+        options_from({"top_p": 2.0})
+
+
+def test_progress_is_one_line() -> None:
+    line = progress_line(Progress("measuring", 0.0, session=1, sessions=1, request=2, requests=5, tokens=10,
+                                  tokens_planned=64, rate=71.24, eta_s=12.2))  # fmt: skip
+    assert line == "request 2/5 · 10/64 tokens · 71.2 tok/s · about 12 s left"
