@@ -23,7 +23,7 @@ from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 
 from . import feeds, requests
-from .messages import LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
 from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
 from .screens.help import Help
@@ -83,6 +83,8 @@ class ChimeraApp(App[None]):
         self._watch_journal()
         if self.state.target is None:
             self.look_for_servers(self.options.server)
+        else:
+            self._inspect(self.state.target)
 
     # Threads -----------------------------------------------------------------------------------------------------
 
@@ -103,6 +105,10 @@ class ChimeraApp(App[None]):
     def ask_models(self, server: ServerInfo) -> None:
         """Ask a server for its models."""
         feeds.list_models(self.post_message, server)
+
+    @work(thread=True, group="inspect", exclusive=True, exit_on_error=False)
+    def _inspect(self, target: Target) -> None:
+        feeds.inspect(self.post_message, target)
 
     @on(Worker.StateChanged)
     def _thread_changed(self, event: Worker.StateChanged) -> None:
@@ -151,6 +157,12 @@ class ChimeraApp(App[None]):
     def _models_listed(self, message: ModelsListed) -> None:
         if isinstance(self.screen, PickServer):
             self.screen.show_models(message)
+
+    @on(Inspected)
+    def _inspected(self, message: Inspected) -> None:
+        self.state.inspected = message
+        if message.problem and message.target == self.state.target:
+            self.tell(message.problem, "error")
 
     @on(LeftChanged)
     @work(exit_on_error=False, group="ask")
@@ -209,6 +221,7 @@ class ChimeraApp(App[None]):
     def choose(self, target: Target) -> None:
         """The next run goes there."""
         self.state.target = target
+        self._inspect(target)
         server = self.state.server
         if server is not None:
             self.tell(f"server: {server.title} {server.url}".rstrip())

@@ -15,7 +15,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.errors import ChimeraError
 
-from .messages import LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
 
 if TYPE_CHECKING:
     from textual.message import Message
@@ -159,3 +159,25 @@ def list_models(post: Post, server: ServerInfo) -> None:
             await backend.close()
 
     asyncio.run(ask())
+
+
+def inspect(post: Post, target: Target) -> None:
+    """Ask a server, or the embedded engine's file, what it is and what runs."""
+    import asyncio
+
+    from chimera.backends.detect import open_backend
+
+    async def ask() -> Inspected:
+        backend = open_backend(target)
+        try:
+            server = await backend.connect()
+            model = await backend.model()
+            shape = await backend.shape()
+            effective = None if backend.owned else await backend.effective()
+            return Inspected(target, server, model, shape, effective)
+        except ChimeraError as error:
+            return Inspected(target, problem=str(error))
+        finally:
+            await backend.close()
+
+    post(asyncio.run(ask()))

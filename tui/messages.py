@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.run import Target
+from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import Snapshot
 from chimera.runner.follow import Update
+
+if TYPE_CHECKING:
+    from chimera.model.shape import ModelShape
 
 
 @dataclass
@@ -44,6 +49,18 @@ class ModelsListed(Message):
 
     server: ServerInfo
     models: tuple[ModelInfo, ...]
+    problem: str | None = None
+
+
+@dataclass
+class Inspected(Message):
+    """A server has told about itself, its model, and what runs."""
+
+    target: Target
+    server: ServerInfo | None = None
+    model: ModelInfo | None = None
+    shape: ModelShape | None = None
+    effective: Effective | None = None
     problem: str | None = None
 
 

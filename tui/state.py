@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading
 from chimera.domain.run import ENDED, Target
-from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import Snapshot
 from chimera.runner.follow import Update
+
+from .messages import Inspected
 
 
 @dataclass(slots=True)
@@ -26,6 +28,8 @@ class LiveState:
     """The followed run's newest state."""
     measurements: list[Measurement] = field(default_factory=list)
     """Of the followed run, oldest first."""
+    inspected: Inspected | None = None
+    """What the server of `target` has told of itself."""
     reload_agreed: bool = False
     """The user agreed, in this UI, that a server that is not ours reloads."""
 
@@ -35,25 +39,50 @@ class LiveState:
         return self.update is not None and self.update.run.state in {"running", "paused", "queued"}
 
     @property
+    def _of_run(self) -> bool:
+        """The followed run tells more of the server than what was asked before it."""
+        if self.update is None or self.update.run.server is None:
+            return False
+        return self.running or self.target is None or self.update.run.target.url == self.target.url
+
+    @property
+    def _here(self) -> Inspected | None:
+        """What was inspected, as long as it is of the target."""
+        return self.inspected if self.inspected is not None and self.inspected.target == self.target else None
+
+    @property
     def server(self) -> ServerInfo | None:
         """The server to show: the followed run's while it goes on, else the one for the next run."""
-        if self.update is not None and self.update.run.server is not None and (self.running or self.target is None):
+        if self.update is not None and self._of_run:
             return self.update.run.server
         if self.target is None:
             return None
-        known = next((one for one in self.servers if one.url == self.target.url), None)
-        if known is None and self.update is not None and self.update.run.target == self.target:
-            known = self.update.run.server
+        known = self._here.server if self._here is not None else None
+        known = known or next((one for one in self.servers if one.url == self.target.url), None)
         return known or ServerInfo(self.target.kind, self.target.url or "")
 
     @property
     def model(self) -> ModelInfo | None:
         """The model to show."""
-        if self.update is not None and self.update.run.model is not None:
-            same = self.target is None or self.update.run.target.url == self.target.url
-            if self.running or same:
-                return self.update.run.model
+        if self.update is not None and self._of_run and self.update.run.model is not None:
+            return self.update.run.model
+        if self._here is not None and self._here.model is not None:
+            return self._here.model
         return ModelInfo(self.target.model) if self.target is not None and self.target.model else None
+
+    @property
+    def effective(self) -> Effective | None:
+        """What runs, as far as anybody has told."""
+        if self.update is not None and self._of_run and self.update.effective is not None:
+            return self.update.effective
+        return self._here.effective if self._here is not None else None
+
+    @property
+    def problem(self) -> str:
+        """Why there is no server to show."""
+        if self.target is None:
+            return self.explanation
+        return (self._here.problem or "") if self._here is not None else ""
 
     def take(self, update: Update) -> bool:
         """Take in what is new of a run; True where it is another run than before."""

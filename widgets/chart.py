@@ -126,7 +126,13 @@ class Plot:
         end = self._start + self.window_s
         if self._frozen_at is not None:
             end = min(end, self._frozen_at)
-        return [point for point in self._points if self._start <= point[0] <= end]
+        found: list[braille.Point] = []
+        for point in reversed(self._points):
+            if point[0] < self._start:
+                break
+            if point[0] <= end:
+                found.append(point)
+        return found[::-1]
 
     def _scale(self, points: Sequence[braille.Point], rows: int) -> tuple[float, list[float]]:
         """Upper end of the scale and its round numbers."""

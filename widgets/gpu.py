@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
-from chimera.telemetry.reasons import BY_ID, XIDS, severity_order
+from chimera.telemetry.reasons import BY_ID, describe_xid, severity_order
 
 from . import format
 from .grid import LABEL, VALUE, Grid
@@ -34,7 +34,7 @@ SEVERITY: tuple[Tone, ...] = ("muted", "notice", "warn", "error")
 SIGNS: dict[Tone, str] = {"warn": "▲ ", "error": "! "}
 LEFT_WARN_C, LEFT_ERROR_C = 8, 3
 """Degrees left to slowdown below which a temperature stands out."""
-DETAIL_ROWS, HALF_ROWS = 7, 4
+DETAIL_ROWS, HALF_ROWS = 6, 4
 """Fewest rows for a GPU in full and in short."""
 MANY = 4
 """With more GPUs than this a table compares them better."""
@@ -148,34 +148,27 @@ class GpuPanel(Panel):
     # one GPU in full
 
     def _detail(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
-        grid = Grid(width)
-        rows = [self._title(info, sample, width)]
+        title = self._title(info, sample, width)
         if lost := _lost(sample):
-            return [*rows, Line(width).add(f"! {lost}", "error").row()]
-        now = sample.at
-        rows.append(
-            grid.row(
-                "util",
-                sample.utilization,
-                format.percent,
-                100,
-                [_note("bus", sample.memory_utilization, format.percent)],
-                now,
-            )
-        )
-        rows.append(self._vram(info, sample, grid))
-        if legend := self._legend(info, sample, width):
-            rows.append(legend)
-        rows.append(self._temperature(info, sample, grid))
-        rows.append(self._power(sample, grid))
-        rows.append(self._clocks(info, sample, width))
-        rows.append(self._slowed(sample, width))
-        extra = [row for row in (self._bus(info, sample, width), self._processes(sample, width)) if row]
-        trouble = self._trouble(sample, width)
-        rows += [*trouble, *extra]
-        if len(rows) > height and legend in rows:
-            rows.remove(legend)
-        return rows[:height]
+            return [title, Line(width).add(f"! {lost}", "error").row()]
+        grid = Grid(width)
+        bus = _note("bus", sample.memory_utilization, format.percent)
+        # In their order, each with what it is worth where there is no room for all.
+        rows: list[tuple[int, Row | None]] = [
+            (9, title),
+            (6, grid.row("util", sample.utilization, format.percent, 100, [bus], sample.at)),
+            (8, self._vram(info, sample, grid)),
+            (1, self._legend(info, sample, width)),
+            (7, self._temperature(info, sample, grid)),
+            (5, self._power(sample, grid)),
+            (4, self._clocks(info, sample, width)),
+            (8, self._slowed(sample, width)),
+            *((9, row) for row in self._trouble(sample, width)),
+            (3, self._bus(info, sample, width)),
+            (2, self._processes(sample, width)),
+        ]
+        worth = sorted((value for value, row in rows if row), reverse=True)[:height]
+        return [row for value, row in rows if row and value >= worth[-1]][:height]
 
     def _title(self, info: GpuInfo, sample: GpuSample, width: int) -> Row:
         state = self._state
@@ -310,10 +303,9 @@ class GpuPanel(Panel):
     def _trouble(self, sample: GpuSample, width: int) -> list[Row]:
         rows = []
         if sample.xids:
-            *_, last = sample.xids
-            codes = ", ".join(str(code) for code in sample.xids[-4:])
-            line = Line(width).add("errors", "muted", LABEL).add(f"! Xid {codes}", "error")
-            rows.append(line.add(f": {XIDS[last]}" if last in XIDS else "", "error").row())
+            before = f" ({len(sample.xids) - 1} before it)" if len(sample.xids) > 1 else ""
+            text = f"! {describe_xid(sample.xids[-1])}{before}"
+            rows.append(Line(width).add("errors", "muted", LABEL).add(text, "error").row())
         broken = [
             f"{count:.0f} {name}"
             for name, value in (("ECC errors", sample.ecc_errors), ("rows remapped", sample.remapped_rows))

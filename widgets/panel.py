@@ -52,6 +52,7 @@ class Panel(Widget, can_focus=True):
         & > .panel--part3 { color: $text-secondary; }
         & > .panel--part4 { color: $text-muted; }
         & > .panel--cursor { text-style: reverse; }
+        &:nocolor > .panel--warn, &:nocolor > .panel--error { color: $foreground; }
     }
     """
 

@@ -108,8 +108,8 @@ Below: the last requests. A void one gives its reason and counts for nothing.
         unknown = [part.name for part in parts if part.seconds is None]
         if room <= 0:
             return []
-        column = 24
-        per_row = max(min(width // column, len(shown)), 1)
+        per_row = max(min(width // 24, len(shown)), 1)
+        column = min(width // per_row, 30)
         if room == 1 and per_row < len(shown):
             # No room to stand in columns: shares alone say the most.
             line = Line(width)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chimera.domain.options import Options
 from chimera.domain.readings import PENDING, Missing, Reading
 from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
+
+if TYPE_CHECKING:
+    from chimera.model.shape import ModelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,9 @@ class Backend(Protocol):
 
     async def model(self) -> ModelInfo:
         """The model that this backend is for, with all that the server or file tells of it."""
+
+    async def shape(self) -> ModelShape | None:
+        """The model's layers and sizes, for forecasts and the roof; None where neither file nor server tells."""
 
     async def would_reload(self, options: Options) -> str | None:
         """A sentence saying what making these options effective would do to a server that is not ours, or None."""

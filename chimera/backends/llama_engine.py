@@ -8,11 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from chimera.domain.options import LOAD_OPTIONS, SAMPLING_OPTIONS, KvCacheType, Options, OptionValue
 from chimera.domain.readings import Source
-from chimera.domain.server import Effective
+from chimera.domain.server import Effective, ModelInfo
 from chimera.errors import BackendUnavailable, StreamBroken
 from chimera.model.memory import CELL_STEP, padded, refuse_quantised_without_flash
 
@@ -20,6 +20,10 @@ from .base import Activity, Event, GenerateRequest
 from .llama_dialect import LlamaEndpoint, Props
 from .llama_log import EngineFacts
 from .llama_process import EngineProcess
+from .model_file import file_shape
+
+if TYPE_CHECKING:
+    from chimera.model.shape import ModelShape
 
 _DYING_S = 1.0
 """Time for a process to be gone after its connection was lost."""
@@ -67,6 +71,14 @@ class OwnedEngine(ABC):
     def pid(self) -> int | None:
         """Process id of the engine that runs now."""
         return self._started.pid if self._started else None
+
+    @abstractmethod
+    async def model(self) -> ModelInfo:
+        """The model that it is started with."""
+
+    async def shape(self) -> ModelShape | None:
+        """The model's layers and sizes, from its file."""
+        return await file_shape((await self.model()).path)
 
     async def would_reload(self, options: Options) -> str | None:
         """None: the engine is ours."""

@@ -11,7 +11,7 @@ import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final, get_args
 from urllib.parse import urlsplit
 
 import psutil
@@ -34,6 +34,10 @@ from .base import Activity, Event, GenerateRequest
 from .llama_dialect import LlamaEndpoint, ModelEntry, Props, short_name
 from .llama_engine import OwnedEngine, Started
 from .llama_process import EngineProcess, python_program
+from .model_file import file_shape
+
+if TYPE_CHECKING:
+    from chimera.model.shape import ModelShape
 
 READY_S: Final = 600.0
 """Longest time for a started server to load its model: large ones take minutes."""
@@ -275,6 +279,10 @@ class LlamaServer:
             mine = await self.model()
             infos = tuple(mine if info.name == mine.name else info for info in infos)
         return infos
+
+    async def shape(self) -> ModelShape | None:
+        """The model's layers and sizes, from its file."""
+        return await file_shape((await self.model()).path)
 
     async def model(self) -> ModelInfo:
         """The model that it serves, with what its file tells where that lies on this host.

@@ -14,7 +14,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
@@ -23,7 +23,7 @@ from chimera.domain.options import SAMPLING_OPTIONS, Options
 from chimera.domain.readings import Missing, Source
 from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.text import plain
-from chimera.errors import BackendError, BackendRefused, BadAnswer, ConfigError, OutOfMemory, StreamBroken
+from chimera.errors import BackendError, BackendRefused, BadAnswer, ChimeraError, ConfigError, OutOfMemory, StreamBroken
 from chimera.model.effective import OLLAMA_MINIMUM, VISION_FLOOR, derive
 
 from .base import Activity, Done, Event, GenerateRequest, Headers, Tokens
@@ -31,6 +31,9 @@ from .bounds import Bounds, drain
 from .llama_dialect import Tokenized, checked, slots_of
 from .ollama_child import Child, children, is_local
 from .wire import Lines, Opened, Wire, refusal
+
+if TYPE_CHECKING:
+    from chimera.model.shape import ModelShape
 
 KEEP_ALIVE = "10m"
 """How long a model that we load stays, so that it does not leave between two sessions."""
@@ -131,6 +134,9 @@ class Ollama:
         self._asked_model = model
         self._name: str | None = None
         self._shows: dict[str, _Show] = {}
+        self._bodies: dict[str, dict[str, Any]] = {}
+        """The whole `/api/show` a model, for its shape."""
+        self._thinking: dict[str, bool] = {}
         self._loaded_with: Options | None = None
         """Load options of our last load, while nothing tells that another client has changed them."""
         self._keep_alive: str | int = KEEP_ALIVE
@@ -152,6 +158,17 @@ class Ollama:
         if answer.version is None:
             raise BadAnswer(f"{self._wire.url} answers, but /api/version has no version: this is no Ollama.")
         return ServerInfo("ollama", self._wire.url, version=plain(answer.version)[:40])
+
+    async def shape(self) -> ModelShape | None:
+        """The model's layers and sizes, from `/api/show`; None where that tells too little."""
+        from chimera.model.shape import from_show
+
+        name = await self._model_name()
+        await self._show(name)
+        try:
+            return from_show(self._bodies[name])
+        except ChimeraError:
+            return None
 
     async def models(self) -> tuple[ModelInfo, ...]:
         """The installed models, loaded ones first."""
@@ -223,7 +240,14 @@ class Ollama:
         if digest not in self._shows:
             data = await self._wire.json("POST", "/api/show", {"model": name}, timeout_s=30.0)
             self._shows[digest] = _shaped(_Show, data, f"{self._wire.url}/api/show")
+            self._bodies[name] = data
         return self._shows[digest]
+
+    async def _can_think(self, name: str) -> bool:
+        """Asked once a model: another question right before each request would be time that is not the request's."""
+        if name not in self._thinking:
+            self._thinking[name] = "thinking" in ((await self._show(name)).capabilities or [])
+        return self._thinking[name]
 
     def _readable(self, path: str | None) -> str | None:
         if path is None or not is_local(self._wire.url) or not Path(path).is_absolute():
@@ -249,7 +273,8 @@ class Ollama:
                 f"{where} would unload {name} and load it again: automatic num_gpu takes effect only at a fresh load."
             )
         asked = options.only(self.load_options)
-        if asked == self._loaded_with:
+        window = None if asked.num_ctx is None else _window(asked.num_ctx, await self.model())
+        if asked == self._loaded_with and window in (None, ours.context_length):
             return None
         child = await self._find_child()
         if child is None:
@@ -415,7 +440,7 @@ class Ollama:
                 "stop": [],
             },
         }
-        if "thinking" in ((await self._show(name)).capabilities or []):
+        if await self._can_think(name):
             body["think"] = False
         where = f"{self._wire.url}/api/generate"
         lines, bounds, retries, last = Lines(), None, 0, 0.0

@@ -252,6 +252,10 @@ class OpenAICompatible:
             for each in await self._listed()
         )
 
+    async def shape(self) -> None:
+        """None: this dialect does not tell."""
+        return None
+
     async def model(self) -> ModelInfo:
         """The model asked for, else the first. Raises `BackendRefused` where it is not there."""
         models = await self.models()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from chimera.domain.readings import PENDING, Missing, Reading
 from chimera.domain.telemetry import SlotState
@@ -60,7 +61,9 @@ def slot_state(value: object) -> SlotState | None:
 
 
 def _whole(value: object) -> int | None:
-    return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        return None
+    return int(value)
 
 
 @dataclass(slots=True)

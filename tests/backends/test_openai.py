@@ -91,6 +91,18 @@ async def test_counts_are_found_wherever_they_ride(usage: Usage, completions: bo
     assert done.finish_reason == "length"
 
 
+async def test_the_last_true_counts_win_over_zeros_that_follow() -> None:
+    stream = (
+        b'data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}\n\n'
+        b'data: {"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}\n\n'
+        b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\ndata: [DONE]\n\n'
+    )
+    async with ScriptedOpenAI() as server:
+        server.route("POST", "/v1/completions", body(200, stream, "text/event-stream"))
+        _, done = await asked(server)
+    assert (done.prompt_tokens, done.completion_tokens) == (9, 2)
+
+
 async def test_without_counts_they_are_unknown_and_so_are_all_times() -> None:
     async with ScriptedOpenAI(usage="none") as server:
         tokens, done = await asked(server)

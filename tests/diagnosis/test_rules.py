@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -37,7 +38,7 @@ from .builders import (
     servers,
 )
 
-SLOW = {"decode_tok_s": 40.0, "client_decode_tok_s": 40.0}
+SLOW: dict[str, Any] = {"decode_tok_s": 40.0, "client_decode_tok_s": 40.0}
 
 # -- low-throughput --------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -38,7 +39,7 @@ def close(found: Attribution | None, truth: dict[VarianceCause, float]) -> None:
 
 def apart(values: list[float], others: list[list[float]]) -> list[float]:
     """The values without what they share with the others by chance: only then has each part a share of its own."""
-    columns = []
+    columns: list[list[float]] = []
     for each in [[1.0] * len(values), *others]:
         column = list(each)
         for done in columns:
@@ -85,7 +86,7 @@ def rate_set(
     return points, shares_of(parts)
 
 
-CASES: dict[str, dict[str, float]] = {
+CASES: dict[str, dict[str, Any]] = {
     "foreign load alone": {"foreign": 0.8, "noise": 0.02},
     "clocks alone": {"clocks": 0.9, "noise": 0.02},
     "drift alone": {"drift": 0.25, "noise": 0.02},

@@ -40,6 +40,9 @@ class PlayedBackend:
     async def model(self) -> ModelInfo:
         return ModelInfo("played")
 
+    async def shape(self) -> None:
+        return None
+
     async def would_reload(self, options: Options) -> str | None:
         return None
 

@@ -104,14 +104,17 @@ def play(
 
 def play_in(env: dict[str, str], plan: dict[str, Any]) -> list[dict[str, Any]]:
     """Let a collector in a child process read in this environment, and give what it read at each tick."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.telemetry.child", json.dumps(plan)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=Path(__file__).parents[2],
-    )
+    return _run(["-m", "tests.telemetry.child", json.dumps(plan)], env)
+
+
+def run_json(code: str, env: dict[str, str]) -> list[dict[str, Any]]:
+    """Run Python code in a child process and give the JSON objects that it prints, one a line."""
+    return _run(["-c", code], env)
+
+
+def _run(arguments: list[str], env: dict[str, str]) -> list[dict[str, Any]]:
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, timeout=60, cwd=root)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "", done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]

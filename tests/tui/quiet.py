@@ -13,9 +13,23 @@ from chimera.domain.options import Options
 from chimera.domain.run import Progress, Run, RunState, Target, Trial
 from chimera.domain.telemetry import Snapshot
 from chimera.runner.follow import Update
+from chimera.store.journal import Journal
 from chimera.store.records import Event, Row
 from chimera.tui.app import ChimeraApp
+from chimera.tui.feeds import JournalFeed
 from tests.widgets import data
+
+
+class Unasked(JournalFeed):
+    """Keeps what would be done with the journal."""
+
+    def __init__(self, asked: list[object]) -> None:
+        super().__init__(asked.append)
+        self._kept = asked
+
+    def do(self, work: Callable[[Journal], None]) -> None:
+        """Only kept."""
+        self._kept.append(work)
 
 
 class QuietApp(ChimeraApp):
@@ -24,10 +38,13 @@ class QuietApp(ChimeraApp):
     def __init__(self, options: UiOptions | None = None) -> None:
         super().__init__(options or UiOptions(embedded=True))
         self.asked: list[object] = []
-        self.journal.do = self.asked.append  # type: ignore[method-assign]
+        self.journal = Unasked(self.asked)
 
     def start_feeds(self) -> None:
         """No threads."""
+
+    def _inspect(self, target: Target) -> None:  # type: ignore[override]
+        """Nobody to ask."""
 
     def look_for_servers(self, url: str | None) -> None:  # type: ignore[override]
         """Nobody to ask."""

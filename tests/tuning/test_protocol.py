@@ -48,6 +48,14 @@ def test_the_slower_half_goes_after_round_three_and_says_so() -> None:
     assert {one.why for one in first} == {"slower-half"}
 
 
+@pytest.mark.parametrize(("candidates", "kept"), [(7, 4), (5, 3), (4, 2), (3, 2)])
+def test_half_of_an_odd_number_is_rounded_up_and_never_below_the_confirmed(candidates: int, kept: int) -> None:
+    rules = plan(candidates, preflight=0)
+    after = [one for one in play(rules, Source(noise=0.05))[0] if one.session.phase == "screen"]
+    after = [one for one in after if one.session.round <= 3]
+    assert len(standing(rules, after).open) == kept
+
+
 def test_one_clearly_behind_the_leader_goes_after_round_five() -> None:
     rules = plan(8, confirmed=2)
     gains = {"c1": 0.05, "c2": 0.05, "c3": 0.0501, "c4": -0.2, "c5": -0.5, "c6": -0.5, "c7": -0.5, "c8": -0.5}

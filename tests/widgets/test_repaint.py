@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -30,6 +32,13 @@ def recorded(target: object, method: str) -> list[tuple[object, ...]]:
 
     setattr(target, method, record)
     return calls
+
+
+def test_panels_load_nothing_heavy() -> None:
+    heavy = ["pydantic", "httpx", "sqlalchemy", "numpy", "scipy", "optuna", "psutil", "typer", "pynvml"]
+    code = f"import sys, chimera.widgets; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == []
 
 
 async def test_the_same_data_again_write_nothing() -> None:

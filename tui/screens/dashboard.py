@@ -71,9 +71,9 @@ class Dashboard(Screen[None]):
         self.query_one("#server", ServerPanel).update(
             state.server,
             state.model,
-            effective=update.effective if update else None,
+            effective=state.effective,
             sample=snapshot.server if snapshot else None,
-            problem="" if state.server else state.explanation,
+            problem=state.problem,
         )
         valid, cold, voids = state.counts()
         self.query_one("#run", RunPanel).update(
