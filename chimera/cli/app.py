@@ -6,7 +6,7 @@ import typer
 
 from chimera import __version__
 
-from . import presets, runs, status, work
+from . import presets, runs, status, sweep, work
 
 app = typer.Typer(
     name="chimera",
@@ -33,6 +33,7 @@ def _main(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 work.register(app)
+sweep.register(app)
 status.register(app)
 app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")

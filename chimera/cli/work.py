@@ -131,7 +131,7 @@ def run(
                 emit_json({"schema_version": 1, "run": {"id": created.id, "state": "running"}})
             return
         ended, code = narrate.follow_to_end(with_journal, created.id, child)
-        _show(with_journal, ended, json, measurements)
+        show_run(with_journal, ended, json, measurements)
     finally:
         with_journal.close()
     raise typer.Exit(code)
@@ -155,7 +155,8 @@ def workload_from(base: Workload, values: dict[str, int | float | str | None], f
     return workload
 
 
-def _show(journal: Journal, ended: Run, json: bool, measurements: bool) -> None:
+def show_run(journal: Journal, ended: Run, json: bool, measurements: bool) -> None:
+    """A run's figures on stdout."""
     from chimera.store.document import document
 
     facts = document(journal, ended, measurements=measurements)
@@ -177,7 +178,7 @@ def attach(
     try:
         found = journal.run(ref)
         ended, code = narrate.follow_to_end(journal, found.id)
-        _show(journal, ended, json, measurements)
+        show_run(journal, ended, json, measurements)
         if ended.state == "crashed":
             say(f"run {ended.id}: its worker is gone; `chimera resume {ended.id}` goes on where it was.")
     finally:
@@ -229,7 +230,7 @@ def resume(ref: RunRef = "last", detach: Annotated[bool, typer.Option("--detach"
             say(f"run {found.id} goes on; `chimera attach {found.id}` follows it.")
             return
         ended, code = narrate.follow_to_end(journal, found.id, child)
-        _show(journal, ended, json, False)
+        show_run(journal, ended, json, False)
     finally:
         journal.close()
     raise typer.Exit(code)

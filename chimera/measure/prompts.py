@@ -53,7 +53,7 @@ class PromptMaker:
         self._per_word = 1.0
         self._overhead = 8.0  # nonce and what the model puts in front; replaced by what is counted
 
-    async def make(self, round_: int, request: int) -> Prompt:
+    async def make(self, round_: int | str, request: int) -> Prompt:
         """The prompt of one request.
 
         Exact where the server counts tokens; else by the ratio learned from the answers so far (`learn`).

@@ -76,10 +76,10 @@ class PromptSource:
         self._maker = PromptMaker(seed, workload.prompt_tokens, backend.count_tokens)
         self._nonces = PromptMaker(seed, 1, self._no_count)
 
-    async def make(self, round_: int, request: int) -> Prompt:
+    async def make(self, round_: int | str, request: int) -> Prompt:
         """The prompt of one request of one round."""
         if self._fixed:
-            round_ = request = 0
+            round_, request = 0, 0
         if self._own is None:
             return await self._maker.make(round_, request)
         text = self._own
@@ -105,24 +105,30 @@ async def run_session(
     observer: Observer,
     *,
     seed: int,
-    round_: int = 1,
+    round_: int | str = 1,
     live: LiveRequest | None = None,
+    loaded: bool = False,
 ) -> SessionOutcome:
     """Load `options`, discard one full-length request, measure `workload.requests`.
+
+    With `loaded` the load part of `options` already runs and has answered before: nothing is loaded or discarded, so
+    that sampling options can be compared inside one load.
 
     What the server does wrong with a request ends as a void measurement. Raises `BackendError` kinds where the
     configuration cannot be loaded, and whatever `observer.checkpoint` raises.
     """
     await observer.checkpoint()
-    await observer.stage("loading", 0)
-    before = time.perf_counter()
-    effective = await backend.load(options)
-    facts: dict[str, Any] = {"load_s": time.perf_counter() - before}
-    await observer.loaded(effective)
+    facts: dict[str, Any] = {}
+    if not loaded:
+        await observer.stage("loading", 0)
+        before = time.perf_counter()
+        effective = await backend.load(options)
+        facts["load_s"] = time.perf_counter() - before
+        await observer.loaded(effective)
     results: list[Measurement] = []
     warm_loads_s: list[float] = []
     failures = 0
-    for number in range(workload.requests + 1):
+    for number in range(1 if loaded else 0, workload.requests + 1):
         role: Role = "measure" if number else "warmup"
         await observer.checkpoint()
         await observer.stage("measuring" if number else "warmup", number)

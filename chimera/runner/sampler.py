@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from chimera.domain.readings import PENDING
+from chimera.domain.measurement import Measurement
+from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import Snapshot
+from chimera.domain.telemetry import GpuSample, Snapshot
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -31,6 +33,8 @@ class Sampler:
         self._thread = threading.Thread(target=self._sample, name="telemetry", daemon=True)
         self._collector: Collector | None = None
         self._quiet = False
+        self._lock = threading.Lock()
+        self._session: list[Snapshot] = []
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
 
@@ -48,6 +52,17 @@ class Sampler:
         """What is watched from now on."""
         self._server = server
         self._engine = (engine_pid,) if engine_pid else ()
+
+    def begin_session(self) -> None:
+        """What is read from now on belongs to a new session."""
+        with self._lock:
+            self._session = []
+
+    def end_session(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
+        """What was seen of the GPUs and the host since the session began; see `session_facts`."""
+        with self._lock:
+            seen, self._session = self._session, []
+        return session_facts(seen, sum(one.completion_tokens or 0 for one in measurements))
 
     def stop(self) -> None:
         """End; waits for a reading in flight, but not for ever."""
@@ -70,11 +85,79 @@ class Sampler:
                         collector.server.close()
                     collector.server = ServerWatch(watched.kind, watched.url) if watched else None
                 collector.engine_pids = self._engine
-                self._journal.add_samples(self._run_id, [(time.time(), encode(collector.snapshot()))])
+                snapshot = collector.snapshot()
+                with self._lock:
+                    self._session.append(snapshot)
+                self._journal.add_samples(self._run_id, [(time.time(), encode(snapshot))])
         except Exception:  # noqa: BLE001 - a run must not end because watching it failed
             _log.exception("telemetry ended")
         finally:
             collector.close()
+
+
+_THERMAL = ("sw-thermal", "hw-thermal", "power-brake", "hw-slowdown")
+_POWER = ("power-cap",)
+
+
+def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
+    """The blame line of a session: what held it back, and what it took.
+
+    Shares are of the time between the first and the last reading, from the driver's own monotonic counters where it has
+    them; of several GPUs the worst, for energy and memory their sum. A figure that nothing is known of is left out.
+
+    Args:
+        seen: Snapshots of the session, oldest first.
+        tokens: Tokens generated in it, the discarded request's included, for the energy of one.
+    """
+    facts: dict[str, Any] = {}
+    foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
+    if foreign:
+        facts["foreign_cpu_percent"] = sum(foreign) / len(foreign)
+    own = [value for one in seen if (value := number(one.host.own_cpu_percent)) is not None]
+    if own:
+        facts["own_cpu_percent"] = sum(own) / len(own)
+    by_gpu: dict[str, list[GpuSample]] = {}
+    for snapshot in seen:
+        for sample in snapshot.gpus.samples:
+            by_gpu.setdefault(sample.uuid, []).append(sample)
+    if not by_gpu:
+        return facts
+    thermal, power, energy, vram, sm = [], [], [], [], []
+    for samples in by_gpu.values():
+        first, last = samples[0], samples[-1]
+        wall = last.at - first.at
+        if wall > 0:
+            thermal += [share for name in _THERMAL if (share := _held(first, last, name, wall)) is not None]
+            power += [share for name in _POWER if (share := _held(first, last, name, wall)) is not None]
+        used = [value for one in samples if (value := number(one.vram_used_bytes)) is not None]
+        vram += [max(used)] if used else []
+        joules = (number(first.energy_j), number(last.energy_j))
+        if joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:
+            energy.append(joules[1] - joules[0])
+        sm += [value for one in samples if (value := number(one.sm_mhz)) is not None]
+    starts = [value for one in by_gpu.values() if (value := number(one[0].temperature_c)) is not None]
+    if starts:
+        facts["start_c"] = max(starts)
+    if thermal:
+        facts["throttled_share"] = max(thermal)
+    if power:
+        facts["power_capped_share"] = max(power)
+    if vram:
+        facts["gpu_vram_peak_bytes"] = sum(vram)
+    if energy and tokens:
+        facts["energy_j"] = sum(energy)
+        facts["energy_j_per_token"] = sum(energy) / tokens
+    if sm:
+        facts["sm_mhz_mean"], facts["sm_mhz_min"] = sum(sm) / len(sm), min(sm)
+    return facts
+
+
+def _held(first: GpuSample, last: GpuSample, reason: str, wall: float) -> float | None:
+    """Share of the time that one reason held, by its counter."""
+    before, after = number(first.throttle_s.get(reason)), number(last.throttle_s.get(reason))
+    if before is None or after is None or after < before:
+        return None
+    return min(1.0, (after - before) / wall)
 
 
 def encode(snapshot: Snapshot) -> dict[str, Any]:

@@ -86,9 +86,7 @@ def _outcome(session: Session, measurements: Sequence[Measurement], output_token
         if session.state == "done"
         else {},
         failure=facts.get("failure"),
-        hot=started_hot(
-            throttled=facts.get("throttled_share"), start_c=facts.get("start_c"), preflight_start_c=start
-        ),
+        hot=started_hot(throttled=facts.get("throttled_share"), start_c=facts.get("start_c"), preflight_start_c=start),
     )
 
 
@@ -132,7 +130,9 @@ def propose_cohort(journal: Journal, run: Run, plan: Plan, now: Standing, number
     from chimera.tuning.search import propose
 
     axes: dict[str, list[Any]] = run.plan["axes"]
-    names = {trial.candidate: trial.requested.only(frozenset(axes)) for trial in plan.trials if trial.role != "baseline"}
+    names = {
+        trial.candidate: trial.requested.only(frozenset(axes)) for trial in plan.trials if trial.role != "baseline"
+    }
     finished = {
         options: None if candidate in now.failed else typical(now, candidate, plan.objective)
         for candidate, options in names.items()

@@ -21,17 +21,25 @@ from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Run, RunState, Session, SessionState, Trial
-from chimera.errors import BackendError, BackendRefused, ChimeraError, ConfigError
+from chimera.errors import BackendError, BackendRefused, BackendUnavailable, ChimeraError, ConfigError
 from chimera.measure.live import LiveRequest
 from chimera.measure.session import PromptSource, run_session
+from chimera.tuning.estimate import BLOCK
+from chimera.tuning.protocol import FAILURE_WORDS, Done
 
 from .recorder import Gate, ProgressWriter, Recorder
 from .sampler import Sampler
+from .study import COMPARING, advance, failure_of, recommendation
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
 CONTROL_S = 0.2
+COOL_S = 60.0
+"""Pause before a round that was too warm is repeated."""
+SERVER_BACK_S = 120.0
+"""So long a comparing run waits for a server that is not ours to come back."""
+SERVER_ASK_S = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +71,8 @@ class Worker:
         self._progress = ProgressWriter(journal, run.id, self._live)
         self._sampler = Sampler(journal, run.id)
         self._stop_reason: str | None = None
+        self._loaded: Options | None = None
+        """Load options that ran in the last session, where it ended well."""
         self._work: asyncio.Task[None] | None = None
 
     async def work(self) -> int:
@@ -150,10 +160,31 @@ class Worker:
             async for session, total in self._sessions():
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
                 await self._one(backend, session, trial, total, recorder, prompts)
+            if run.kind in COMPARING:
+                journal.log(run.id, recommendation(journal, run).words, "notice")
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
             await asyncio.shield(self._leave(backend, touched))
+
+    async def _still_there(self, backend: Backend) -> bool:
+        """Whether the run can go on with other configurations: our engine starts anew, a server is waited for."""
+        if backend.owned:
+            return True
+        for _ in range(int(SERVER_BACK_S / SERVER_ASK_S)):
+            try:
+                await backend.connect()
+            except BackendUnavailable:
+                await asyncio.sleep(SERVER_ASK_S)
+            else:
+                return True
+        return False
+
+    async def _cool_down(self) -> None:
+        """Let the GPU cool before a round is repeated."""
+        self._journal.log(self._run.id, f"the round was too warm: it is repeated after {COOL_S:g} s", "notice")
+        self._progress.show(replace(self._progress.base, stage="cooling", text="letting the GPU cool"))
+        await asyncio.sleep(COOL_S)
 
     async def _wait_for(self, before: str | None) -> None:
         """Stay queued until another run has ended, however it did."""
@@ -196,10 +227,25 @@ class Worker:
 
     async def _sessions(self) -> AsyncIterator[tuple[Session, int]]:
         """The sessions that are still to be done, in order, each with how many are planned in all."""
-        done = [one for one in self._journal.sessions(self._run.id) if one.state == "done"]
-        used = max((one.seq for one in self._journal.sessions(self._run.id)), default=0)
-        if not done:
-            yield Session(used + 1, "c0"), 1
+        journal, run = self._journal, self._run
+        if run.kind not in COMPARING:
+            done = [one for one in journal.sessions(run.id) if one.state == "done"]
+            used = max((one.seq for one in journal.sessions(run.id)), default=0)
+            if not done:
+                yield Session(used + 1, "c0"), 1
+            return
+        said = ""
+        while True:
+            step = await asyncio.to_thread(advance, journal, run)
+            if isinstance(step, Done):
+                journal.log(run.id, step.reason)
+                return
+            if step.words != said:
+                said = step.words
+                journal.log(run.id, said)
+            if step.cool_down:
+                await self._cool_down()
+            yield step.session, step.sessions
 
     async def _one(
         self,
@@ -216,18 +262,48 @@ class Worker:
             left = sorted(set(trial.requested.as_dict()) - set(options.as_dict()))
             self._journal.log(run.id, f"{', '.join(left)}: not settable on this server, measured as it runs", "notice")
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
+        self._sampler.begin_session()
+        comparing = run.kind in COMPARING
+        one_load = comparing and bool(run.plan["rules"].get("one_load"))
+        workload = replace(run.workload, requests=BLOCK) if one_load else run.workload
         try:
             outcome = await run_session(
-                backend, options, run.workload, prompts, recorder, seed=run.seed, round_=session.round, live=self._live
+                backend,
+                options,
+                workload,
+                prompts,
+                recorder,
+                seed=run.seed,
+                round_=prompt_key(session, fresh=one_load or not backend.owned),
+                live=self._live,
+                loaded=one_load and self._loaded == options.load,
             )
         except BackendError as error:
+            self._loaded = None
             reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
-            await recorder.end(replace(session, state="void", void_reason=reason, facts={"error": str(error)}))
-            raise
+            facts = {"error": str(error), "failure": failure_of(error)}
+            await recorder.end(replace(session, state="void", void_reason=reason, facts=facts))
+            if not comparing or not await self._still_there(backend):
+                raise
+            journal_words = f"{session.candidate} ({trial.requested}): {FAILURE_WORDS[failure_of(error)]} — {error}"
+            self._journal.log(run.id, journal_words, "warn")
+            return
+        self._loaded = options.load
+        outcome.facts.update(self._sampler.end_session(outcome.measurements))
         state: SessionState = "void" if outcome.void_reason else "done"
         await recorder.end(
             replace(session, state=state, void_reason=outcome.void_reason, ended_at=time.time(), facts=outcome.facts)
         )
+
+
+def prompt_key(session: Session, *, fresh: bool) -> str:
+    """Which prompts a session answers.
+
+    All candidates of a round answer the same ones where each has a load of its own. Where a load may outlive a session
+    (`fresh`) a cache would remember them, so each session gets its own.
+    """
+    key = f"{session.phase}/{session.round}"
+    return f"{key}/{session.seq}" if fresh else key
 
 
 def host_facts() -> dict[str, object]:

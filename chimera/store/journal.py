@@ -377,6 +377,13 @@ class Journal:
         with self._writing() as connection:
             _write_trials(connection, seq, trials)
 
+    def add_cohort(self, run_id: str, trials: Sequence[Trial], plan: dict[str, Any]) -> None:
+        """Add candidates and the plan that holds them, both or neither: a plan names all its trials."""
+        seq = self._seq(run_id)
+        with self._writing() as connection:
+            _write_trials(connection, seq, trials)
+            connection.execute(update(schema.run).where(schema.run.c.seq == seq).values(plan=plan))
+
     def set_effective(self, run_id: str, candidate: str, effective: Effective) -> None:
         """Note what the server really ran for a candidate."""
         table = schema.trial

@@ -184,7 +184,6 @@ class Device:
         self._process_call = "nvmlDeviceGetComputeRunningProcesses_v3"
         self._clock_reasons = "nvmlDeviceGetCurrentClocksEventReasons"
         self.lost: Missing | None = None
-        self.xids: tuple[int, ...] = ()
         self._arch = 0
         self.info = self._describe(index, slot, driver, now)
 
@@ -287,12 +286,13 @@ class Device:
 
     # -- a sample --------------------------------------------------------------------------------------------------
 
-    def sample(self, now: float, stamp: Callable[[], float], *, quiet: bool) -> GpuSample:
+    def sample(self, now: float, stamp: Callable[[], float], xids: tuple[int, ...] = (), *, quiet: bool) -> GpuSample:
         """Read what is due. Raises `DeviceLost` or `DriverGone`, nothing else.
 
         Args:
             now: Time of the tick, monotonic seconds.
             stamp: The same clock at the moment of the call: with slow drivers a tick takes long.
+            xids: Critical errors so far.
             quiet: Leave out what costs the driver most; the last values stand until they are too old.
         """
         self.asker.begin()
@@ -323,7 +323,7 @@ class Device:
             ecc_errors=self._kept("ecc", now, RARE_S),
             remapped_rows=self._kept("remapped", now, RARE_S),
             processes=processes,
-            xids=self.xids,
+            xids=xids,
         )
 
     def _fast(self, now: float, stamp: Callable[[], float]) -> GpuSample:
@@ -412,7 +412,6 @@ class Device:
             ecc_errors=shared,
             remapped_rows=shared,
             processes=self._kept("processes", now),
-            xids=self.xids,
         )
         return self._instance_sample
 

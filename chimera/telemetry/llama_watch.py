@@ -80,7 +80,7 @@ class LlamaWatch:
             if answer.status == 503 and b"oading" in answer.body:
                 return replace(self._idle(now), loading=True, note="loading a model")
             if why := wants_key(answer):
-                return hidden(now, why, engine_pids=self._pids)
+                return replace(hidden(now, why), engine_pids=self._pids)
             self._slots_off = not answer.ok
             if answer.ok:
                 self._slots = slots = slots_of(answer)
@@ -126,7 +126,7 @@ class LlamaWatch:
         busy = self._counters.get("requests_processing")
         if busy is None:
             why = Missing("unsupported", "this server shows neither slots nor metrics (--no-slots, no --metrics)")
-            return hidden(now, why, models=self._models, engine_pids=self._pids)
+            return replace(hidden(now, why), models=self._models, engine_pids=self._pids)
         if busy:
             self._busy_at = now
         rate, window = self._finished(now) or (Missing("pending", "no request has ended yet") if busy else 0.0, 0.0)

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chimera.domain.readings import Missing
+from chimera.domain.readings import Missing, MissingReason
 from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, GpuState
 from chimera.domain.text import plain
 
@@ -36,7 +36,12 @@ _NO_DRIVER = 9
 _NO_LIBRARY = 12
 _MISMATCH = 18
 
+_REST_AFTER_S = 60.0
+_REST_TRIED_S = 20.0
+_REST_AGAIN_S = 600.0
+
 _ASLEEP = "asleep: its power is off until something uses it"
+_RESTING = "idle: left alone so that it can go to sleep"
 
 
 class NvmlCollector:
@@ -63,6 +68,9 @@ class NvmlCollector:
         self._devices: list[Device] = []
         self._absent: dict[str, tuple[GpuInfo, Missing]] = {}  # GPUs without a handle, by their PCI address or index
         self._slept: dict[str, float] = {}
+        self._used_at = self._rest_from = float("-inf")
+        self._resting_since: float | None = None
+        self._xids: dict[str, tuple[int, ...]] = {}
         self._event_set: Any = None
         self._events_at = self._instances_at = float("-inf")
         self._missing: Missing | None = None
@@ -128,9 +136,7 @@ class NvmlCollector:
             self._shut()
             self._attempt = 0
             self._retry_at = now
-        if any(bus and not self._suspended(bus) for bus in self._sleeping()):
-            self._shut()
-            self._retry_at = now
+        self._watch_sleepers(now)
         if not self._pid and now >= self._retry_at - _SLACK_S:
             self._open(now)
         if not self._pid:
@@ -139,6 +145,7 @@ class NvmlCollector:
             self._find_instances(now)
         started = self._clock()
         samples = [self._sample(device, now, lambda: now + self._clock() - started) for device in self._devices]
+        read = list(samples)
         if any(device.lost is None and device.all_unknown for device in self._devices):
             # From a GPU that worked this means that the connection is dead: containers lose theirs like this.
             raise DriverGone("Unknown Error")
@@ -149,28 +156,32 @@ class NvmlCollector:
         infos = [device.info for device in self._devices]
         for info, why in self._absent.values():
             infos.append(info)
-            samples.append(absent(info.uuid, now, why))
+            samples.append(self._nothing(info, now, why))
         self._attempt = 0
-        return GpuState(now, tuple(infos), tuple(samples), None, self._driver)
+        state = GpuState(now, tuple(infos), tuple(samples), None, self._driver)
+        self._let_rest(now, read)
+        return state
 
     def _sample(self, device: Device, now: float, stamp: Callable[[], float]) -> GpuSample:
         if device.lost is not None:
-            return absent(device.info.uuid, now, device.lost, device.xids)
+            return self._nothing(device.info, now, device.lost)
         if self._suspended(device.info.bus_id):
             since = self._slept.setdefault(device.info.uuid, self._state.at if self._state else now)
-            return absent(device.info.uuid, now, Missing("stale", _ASLEEP, since), device.xids)
+            return self._nothing(device.info, now, Missing("stale", _ASLEEP, since))
         self._slept.pop(device.info.uuid, None)
         try:
-            return device.sample(now, stamp, quiet=self.quiet)
+            return device.sample(now, stamp, self._xids.get(device.info.uuid, ()), quiet=self.quiet)
         except DeviceLost as lost:
-            why = device.lose(str(lost), now)
-            return absent(device.info.uuid, now, why, device.xids)
+            return self._nothing(device.info, now, device.lose(str(lost), now))
         except DriverGone as gone:
             if device.info.parent is None:
                 raise
             # The handle of a MIG instance dies with the instance; its GPU is well.
             self._instances_at = float("-inf")
-            return absent(device.info.uuid, now, Missing("stale", f"NVML: {gone}", now), device.xids)
+            return self._nothing(device.info, now, Missing("stale", f"NVML: {gone}", now))
+
+    def _nothing(self, info: GpuInfo, now: float, why: Missing) -> GpuSample:
+        return absent(info.uuid, now, why, self._xids.get(info.uuid, ()))
 
     def _without_driver(self, now: float) -> GpuState:
         """No connection: what was known of the GPUs stays, with the reason why there are no values."""
@@ -179,14 +190,15 @@ class NvmlCollector:
             return GpuState(
                 now,
                 tuple(info for info, _ in pairs),
-                tuple(absent(info.uuid, now, why) for info, why in pairs),
+                tuple(self._nothing(info, now, why) for info, why in pairs),
                 None,
                 self._driver,
             )
         infos = self._state.infos if self._state else ()
         if self._missing is None or not infos:
             return GpuState(now, missing=self._missing or Missing("pending"), driver=self._driver)
-        return GpuState(now, infos, tuple(absent(info.uuid, now, self._missing) for info in infos), None, self._driver)
+        samples = tuple(self._nothing(info, now, self._missing) for info in infos)
+        return GpuState(now, infos, samples, None, self._driver)
 
     def _gone(self, now: float, words: str) -> GpuState:
         """The connection broke: close it, and say when it is tried again."""
@@ -289,6 +301,7 @@ class NvmlCollector:
     def _refused(self, error: Exception, now: float) -> None:
         """The driver could not be opened: say why in plain words, and when it is tried again."""
         code = code_of(error)
+        reason: MissingReason = "unreachable"
         since = self._missing.since if self._missing is not None else now
         if code == _NO_LIBRARY:
             here = "This machine has an NVIDIA GPU but no driver for it" if self._pci_gpus() else "No NVIDIA driver"
@@ -299,15 +312,13 @@ class NvmlCollector:
                 f"{words_of(error)}: the NVIDIA driver was updated under a running kernel module"
                 f"{f' ({running})' if running else ''}. Reboot, or reload the nvidia modules."
             )
-            reason = "unreachable"
         elif code == _NO_DRIVER:
-            detail, reason = "The NVIDIA kernel module is not loaded (`modprobe nvidia` loads it).", "unreachable"
+            detail = "The NVIDIA kernel module is not loaded (`modprobe nvidia` loads it)."
         elif code == _NO_PERMISSION:
             detail, reason = "This user may not open the NVIDIA devices (/dev/nvidia*).", "denied"
         else:
             detail = f"NVML cannot be opened: {words_of(error)}. In a container, restart it."
-            reason = "unreachable"
-        self._missing = Missing(reason, detail, since)  # type: ignore[arg-type]
+        self._missing = Missing(reason, detail, since)
         if code in {_NO_LIBRARY, _MISMATCH}:
             self._retry_at = now + BACK_OFF_S[-1]
         else:
@@ -326,8 +337,45 @@ class NvmlCollector:
         self._pid = 0
         self._devices = []
         self._absent = {}
+        self._resting_since = None
         self._slept = {}
         self._event_set = None
+
+    # -- laptops ---------------------------------------------------------------------------------------------------
+
+    def _watch_sleepers(self, now: float) -> None:
+        """Open the driver when a sleeping GPU has been woken by somebody, or one left alone does not fall asleep."""
+        buses = list(self._absent)
+        if self._resting_since is not None:
+            if all(self._suspended(bus) for bus in buses):
+                asleep = Missing("stale", _ASLEEP, self._resting_since)
+                self._absent = {bus: (info, asleep) for bus, (info, _) in self._absent.items()}
+                self._resting_since = None
+            elif now - self._resting_since > _REST_TRIED_S:
+                self._rest_from = now + _REST_AGAIN_S  # something else keeps it awake
+                self._shut()
+                self._retry_at = now
+        elif any(why.detail == _ASLEEP and not self._suspended(bus) for bus, (_, why) in self._absent.items()):
+            self._shut()
+            self._retry_at = now
+
+    def _let_rest(self, now: float, samples: list[GpuSample]) -> None:
+        """Close the connection while nothing uses the GPUs of a laptop: held open, it keeps them awake."""
+        infos = [device.info for device in self._devices]
+        idle = all(sample.utilization == 0 and sample.processes == () for sample in samples)
+        if not idle or not infos or self._absent or not all(self._can_sleep(info.bus_id) for info in infos):
+            self._used_at = now
+        elif now - self._used_at >= _REST_AFTER_S and now >= self._rest_from:
+            self._shut()
+            resting = Missing("stale", _RESTING, now)
+            self._absent = {info.bus_id: (info, resting) for info in infos}
+            self._resting_since = now
+            self._retry_at = float("inf")
+
+    def _can_sleep(self, bus: str) -> bool:
+        """Whether the driver switches this GPU off while nobody uses it."""
+        power = _read(self._proc / "driver/nvidia/gpus" / bus / "power") if bus else ""
+        return re.search(r"^Runtime D3 status:\s*Enabled", power, re.MULTILINE) is not None
 
     # -- MIG -------------------------------------------------------------------------------------------------------
 
@@ -430,7 +478,8 @@ class NvmlCollector:
             sender = ctypes.cast(event.device, ctypes.c_void_p).value
             for device in self._devices:
                 if ctypes.cast(device.handle, ctypes.c_void_p).value == sender:
-                    device.xids = (*device.xids, int(event.eventData))[-_XIDS_KEPT:]
+                    known = self._xids.get(device.info.uuid, ())
+                    self._xids[device.info.uuid] = (*known, int(event.eventData))[-_XIDS_KEPT:]
 
     # -- what the kernel knows -------------------------------------------------------------------------------------
 
@@ -449,9 +498,6 @@ class NvmlCollector:
     def _suspended(self, bus_id: str) -> bool:
         """Whether a laptop's GPU has been switched off by the kernel; asking NVML would wake it."""
         return bool(bus_id) and _read(self._sys / "bus/pci/devices" / bus_id / "power/runtime_status") == "suspended"
-
-    def _sleeping(self) -> list[str]:
-        return [bus for bus, (_, why) in self._absent.items() if why.detail == _ASLEEP]
 
     def _sleeper(self, bus: str) -> GpuInfo:
         """What is known of a GPU without waking it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from chimera.domain.readings import Missing
 from chimera.domain.server import ServerKind
@@ -93,4 +94,4 @@ class ServerWatch:
             self._silent_since = now
         why = Missing("unreachable", words, self._silent_since)
         note = f"{self.url} does not answer: {words}"
-        return hidden(now, why, reachable=False, note=note, engine_pids=self.latest.engine_pids)
+        return replace(hidden(now, why), reachable=False, note=note, engine_pids=self.latest.engine_pids)

@@ -41,12 +41,11 @@ class Look(Protocol):
         """Let go of connections and threads."""
 
 
-def hidden(now: float, why: Missing, **more: object) -> ServerSample:
+def hidden(now: float, why: Missing) -> ServerSample:
     """A sample of a server of whose work nothing can be seen."""
-    given: dict[str, object] = {
-        "rate": why, "ttft_s": why, "busy": why, "waiting": why, "models": why, "tokens_total": why, "note": why.detail,
-    }  # fmt: skip
-    return ServerSample(at=now, **(given | more))  # type: ignore[arg-type]
+    return ServerSample(
+        at=now, rate=why, ttft_s=why, busy=why, waiting=why, models=why, tokens_total=why, note=why.detail
+    )
 
 
 def wants_key(answer: Answer) -> Missing | None:

@@ -327,6 +327,11 @@ def idle_clocks() -> str:
     )
 
 
+def idle_laptop() -> str:
+    """A laptop's GPU that nothing uses."""
+    return idle_clocks().replace(process(os.getpid(), 0.3, 85), "")
+
+
 def stuck_pstate() -> str:
     """Full load at the clocks of P8, and no reason given."""
     return gpu(util=98, temp=42, power=60_000, pstate=8, reasons=0) + "\nsm_clock 405\nmem_clock 405"
@@ -351,6 +356,6 @@ SCENARIOS: dict[str, Scenario] = {
         one_gpu, two_gpus, eight_gpus, not_supported, lost, unified, mig, mig_without_privilege, wsl, mismatch,
         no_permission, no_module, no_gpu, container_lost, uninitialized, short_throttle, sw_thermal, hw_thermal,
         power_cap, power_brake, bits_only, older_counters, garbage, xid_79, heating, hot_unthrottled, busy_half_full,
-        idle_clocks, stuck_pstate, nearly_full, ada,
+        idle_clocks, idle_laptop, stuck_pstate, nearly_full, ada,
     )
 }  # fmt: skip

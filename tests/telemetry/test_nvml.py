@@ -19,7 +19,7 @@ from chimera.domain.telemetry import GpuState
 from chimera.telemetry.gpu import bandwidth_gb_s
 from chimera.telemetry.nvml import NvmlCollector
 
-from .standin import GIB, NO_PROCESS, SCENARIOS, library, no_driver_env, nvml_env, play, play_in
+from .standin import GIB, NO_PROCESS, SCENARIOS, library, no_driver_env, nvml_env, play, play_in, run_json
 
 Line = dict[str, Any]
 
@@ -523,6 +523,43 @@ def test_one_gpu_sleeps_and_wakes_while_the_other_is_read(tmp_path: Path) -> Non
     assert seen[4]["1"] == "35.0"
     assert "asleep" in seen[7]["1"]
 
+
+def test_an_idle_gpu_that_can_sleep_is_let_go_and_taken_up_again(tmp_path: Path) -> None:
+    root = pci(tmp_path / "sys", "active")
+    power = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/power"
+    power.parent.mkdir(parents=True)
+    power.write_text("Runtime D3 status:          Enabled (fine-grained)\nVideo Memory:  Active\n")
+    env = nvml_env("idle_laptop")
+    lines = run_json(RESTING.replace("ROOT", str(tmp_path)), env)
+    seen = {line["t"]: line["temperature"] for line in lines}
+    assert seen[0] == seen[60] == "34.0"
+    assert "can go to sleep" in seen[62]
+    assert "asleep" in seen[66]
+    assert seen[72] == "34.0"
+    # It was woken and stays awake: left alone once more after a minute, taken up again, then not for ten minutes.
+    assert "can go to sleep" in seen[134]
+    assert seen[160] == seen[300] == "34.0"
+    assert root.exists()
+
+
+def test_an_idle_gpu_that_cannot_sleep_is_watched_on(tmp_path: Path) -> None:
+    pci(tmp_path / "sys", "active")
+    lines = run_json(RESTING.replace("ROOT", str(tmp_path)), nvml_env("idle_laptop"))
+    assert {line["temperature"] for line in lines if line["t"] < 64} == {"34.0"}
+
+
+RESTING = """
+import json, pathlib
+from chimera.telemetry.nvml import NvmlCollector
+root = pathlib.Path("ROOT")
+status = root / "sys/bus/pci/devices/0000:01:00.0/power/runtime_status"
+collector = NvmlCollector(sys=root / "sys", proc=root / "proc")
+for now in range(0, 301, 2):
+    if now in (64, 70):
+        status.write_text("suspended" if now == 64 else "active")
+    state = collector.read(float(now))
+    print(json.dumps({"t": now, "temperature": str(state.samples[0].temperature_c)}))
+"""
 
 # -- the stand-in itself -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,234 @@
+"""Commands that compare configurations: sweep, validate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from chimera.domain.run import Run, Target
+from chimera.domain.verdict import Metric
+from chimera.domain.workload import Workload
+from chimera.errors import ConfigError
+
+from . import narrate
+from .output import emit, emit_json, emit_table, say
+from .targets import find_target
+from .work import Embedded, Json, Model, RunRef, Server, Start, Yes, show_run, workload_from
+
+if TYPE_CHECKING:
+    from chimera.runner.planning import Sketch, Survey
+    from chimera.store.journal import Journal
+
+METRICS: dict[str, Metric] = {
+    "rate": "decode_tok_s",
+    "ttft": "ttft_s",
+    "completion": "completion_s",
+    "vram": "vram_bytes",
+    "energy": "energy_j_per_token",
+}
+_AXIS = "Values separated by commas, or `auto` for a grid that fits the model."
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the application."""
+    app.command("sweep")(sweep)
+    app.command("validate")(validate)
+
+
+def sweep(
+    num_gpu: Annotated[str | None, typer.Option(help=f"Layers on the GPU; also `all`. {_AXIS}")] = None,
+    num_ctx: Annotated[str | None, typer.Option(help="Context per slot.")] = None,
+    num_batch: Annotated[str | None, typer.Option(help="Batch.")] = None,
+    num_thread: Annotated[str | None, typer.Option(help="CPU threads.")] = None,
+    num_parallel: Annotated[str | None, typer.Option(help="Slots.")] = None,
+    flash_attention: Annotated[str | None, typer.Option(help="on, off, auto.")] = None,
+    kv_cache_type: Annotated[str | None, typer.Option(help="f16, q8_0, q4_0.")] = None,
+    temperature: Annotated[str | None, typer.Option()] = None,
+    top_p: Annotated[str | None, typer.Option()] = None,
+    top_k: Annotated[str | None, typer.Option()] = None,
+    repeat_penalty: Annotated[str | None, typer.Option()] = None,
+    objective: Annotated[str, typer.Option(help="rate, ttft, completion, vram or energy.")] = "rate",
+    rounds: Annotated[int | None, typer.Option(min=2, help="Screening rounds; with --no-confirm all.")] = None,
+    confirm: Annotated[bool, typer.Option("--confirm/--no-confirm", help="Judge by fresh rounds.")] = True,
+    preflight: Annotated[int | None, typer.Option(min=0, help="Sessions for the noise.")] = None,
+    band: Annotated[float, typer.Option(help="Differences within this share are no practical difference.")] = 0.02,
+    budget: Annotated[str | None, typer.Option(help="Longest time, like 15m or 2h.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option()] = None,
+    output_tokens: Annotated[int | None, typer.Option()] = None,
+    timeout: Annotated[float, typer.Option(help="Longest silence of the server, seconds.")] = 120.0,
+    seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
+    name: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
+    server: Server = None,
+    model: Model = None,
+    embedded: Embedded = False,
+    start: Start = None,
+    yes: Yes = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    json: Json = False,
+) -> None:
+    """Compare settings in interleaved rounds, and say what is better, the same, or not decided."""
+    from chimera.runner.launch import start_worker
+    from chimera.runner.planning import create_study, option_axes, sketch
+    from chimera.store.journal import Journal
+
+    given = {
+        "num_gpu": num_gpu, "num_ctx": num_ctx, "num_batch": num_batch, "num_thread": num_thread,
+        "num_parallel": num_parallel, "flash_attention": flash_attention, "kv_cache_type": kv_cache_type,
+        "temperature": temperature, "top_p": top_p, "top_k": top_k, "repeat_penalty": repeat_penalty,
+    }  # fmt: skip
+    if objective not in METRICS:
+        raise ConfigError(f"--objective {objective}: takes {', '.join(METRICS)}.")
+    if not any(given.values()):
+        given["num_gpu"] = "auto"
+    workload = workload_from(
+        Workload(requests=3),
+        {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "timeout_s": timeout},
+        fixed=False,
+    )
+    target = find_target(server, model, embedded=embedded, start=start, yes=yes)
+    say("looking at the server …")
+    known = asyncio.run(survey_of(target, workload))
+    drawn = sketch(
+        "sweep",
+        known,
+        option_axes(given, known),
+        workload,
+        seed=seed,
+        objective=METRICS[objective],
+        rounds=rounds,
+        confirm=confirm,
+        preflight=preflight,
+        band=band,
+        budget_s=seconds_of(budget) if budget else None,
+    )
+    if dry_run and json:
+        emit_json(drawn.as_dict())
+        return
+    emit_plan(drawn, to_stdout=dry_run)
+    if dry_run:
+        return
+    journal = Journal.open()
+    try:
+        created = create_study(journal, target, drawn, name=name)
+        child = start_worker(journal, created.id)
+        if detach:
+            say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
+            if json:
+                emit_json({"schema_version": 1, "run": {"id": created.id, "state": "running"}})
+            return
+        ended, code = narrate.follow_to_end(journal, created.id, child)
+        show_run(journal, ended, json, measurements=False)
+    finally:
+        journal.close()
+    raise typer.Exit(code)
+
+
+async def survey_of(target: Target, workload: Workload) -> Survey:
+    """Ask the target's server, and let go of it again."""
+    from chimera.backends.detect import open_backend
+    from chimera.runner.planning import survey
+
+    backend = open_backend(target)
+    try:
+        return await survey(backend, workload)
+    finally:
+        await backend.close()
+
+
+def seconds_of(text: str) -> float:
+    """`90`, `15m`, `2h` as seconds. Raises `ConfigError`."""
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    amount, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        seconds = float(amount) * units[unit]
+    except ValueError as error:
+        raise ConfigError(f"--budget {text}: takes a time like 90s, 15m or 2h.") from error
+    if not seconds > 0:
+        raise ConfigError(f"--budget {text}: takes more than no time.")
+    return seconds
+
+
+def emit_plan(drawn: Sketch, *, to_stdout: bool) -> None:
+    """The plan before the start, for a person."""
+    line = emit if to_stdout else say
+    plan, cost = drawn.plan, drawn.estimate
+    line(f"{drawn.survey.server.title}, {drawn.survey.model.name}, seed {plan.seed}")
+    for trial in plan.trials:
+        runs = f"  runs {trial.effective}" if trial.effective and trial.effective != trial.requested else ""
+        line(f"  {trial.candidate:4} {trial.role:9} {trial.requested}{runs}")
+        if trial.merged:
+            line(f"       the same: {', '.join(trial.merged)}")
+        for note in trial.notes:
+            line(f"       {note}")
+    for candidate, reason in drawn.ruled_out.items():
+        line(f"  {candidate:4} not run: {reason}")
+    if plan.cohorts_planned:
+        line(f"  a large space: {plan.cohorts_planned} cohorts of 8 are proposed and screened")
+    phases = [f"{plan.preflight} sessions for the noise"] if plan.preflight else []
+    if plan.confirm:
+        phases.append(f"confirmation of {cost.rounds} rounds at most")
+    else:
+        phases.append(f"{plan.screen_rounds} rounds, no confirmation")
+    line(f"  {', '.join(phases)}; at most {cost.sessions} sessions, {cost.requests} requests")
+    if cost.seconds is not None:
+        line(f"  about {_time(cost.seconds_least)} to {_time(cost.seconds)}. {cost.words}")
+    else:
+        line(f"  {cost.words}")
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
+def validate(
+    ref: RunRef = "last",
+    candidate: Annotated[str | None, typer.Option(help="Instead of the run's winner.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=2, help="Else planned from the noise.")] = None,
+    seed: Annotated[int | None, typer.Option()] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    json: Json = False,
+) -> None:
+    """Fresh rounds of a run's winner against its baseline."""
+    from chimera.runner.launch import start_worker
+    from chimera.runner.planning import create_validation
+    from chimera.store.journal import Journal
+
+    journal = Journal.open()
+    try:
+        created = create_validation(journal, journal.run(ref), candidate=candidate, rounds=rounds, seed=seed)
+        child = start_worker(journal, created.id)
+        if detach:
+            say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
+            return
+        ended, code = narrate.follow_to_end(journal, created.id, child)
+        show_run(journal, ended, json, measurements=False)
+    finally:
+        journal.close()
+    raise typer.Exit(code)
+
+
+def emit_verdicts(journal: Journal, run: Run) -> None:
+    """The table of a comparing run."""
+    trials = {trial.candidate: trial for trial in journal.trials(run.id)}
+    emit_table(
+        ["candidate", "asked", "metric", "verdict", "effect", "interval", "n", "why"],
+        [
+            (
+                one.candidate,
+                str(trials[one.candidate].requested) if one.candidate in trials else "",
+                one.metric,
+                one.verdict,
+                f"{one.effect - 1:+.1%}" if one.effect is not None else None,
+                f"{one.ci[0] - 1:+.1%} to {one.ci[1] - 1:+.1%}" if one.ci else None,
+                one.n,
+                one.reason or "",
+            )
+            for one in journal.verdicts(run.id)
+        ],
+    )

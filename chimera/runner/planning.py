@@ -1,0 +1,370 @@
+"""Plans before they start: which candidates really differ, what will not fit, how long it takes, what can be seen."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from chimera.backends.base import Backend, GenerateRequest
+from chimera.domain.options import OPTION_NAMES, OPTION_RANGES, Options, OptionValue
+from chimera.domain.readings import number
+from chimera.domain.run import Run, RunKind, Target, Trial
+from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.verdict import Metric
+from chimera.domain.workload import Workload
+from chimera.errors import ConfigError
+from chimera.measure.prompts import PromptMaker
+from chimera.measure.request import measure
+from chimera.model.effective import Group, default_axis, merge
+from chimera.model.memory import fits as memory_fits
+from chimera.model.memory import forecast
+from chimera.model.shape import ModelShape
+from chimera.tuning.estimate import Estimate, Pace, estimate, within
+from chimera.tuning.plan import COHORT, Plan, confirmed_together, share_one_load
+from chimera.tuning.search import grid, size, small
+
+from .launch import fresh_seed
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+Axes = dict[str, tuple[OptionValue, ...]]
+MOST_COHORTS = 4
+"""Cohorts of 8 that a space over 24 candidates gets unless a budget says otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What must be known of a server before anything is planned for it."""
+
+    server: ServerInfo
+    model: ModelInfo
+    shape: ModelShape | None
+    defaults: Options
+    """What runs where nothing is asked for, as far as it can be read back."""
+    gpus: int | None
+    """How many GPUs the engine can use, where that is known."""
+    gpu_free_bytes: float | None
+    gpu_total_bytes: float | None
+    pace: Pace | None
+    """How long loads and requests take here, where they could be tried without asking anyone."""
+
+
+async def survey(backend: Backend, workload: Workload) -> Survey:
+    """Ask a server, and try an engine of our own with one load and one request."""
+    server = await backend.connect()
+    model = await backend.model()
+    shape = await backend.shape()
+    pace: Pace | None = None
+    gpus: int | None = None
+    if backend.owned:
+        began = time.perf_counter()
+        defaults = (await backend.load(Options())).options
+        load_s = time.perf_counter() - began
+        prompt = await PromptMaker(fresh_seed(), workload.prompt_tokens, backend.count_tokens).make(0, 0)
+        timed = await measure(backend, GenerateRequest(prompt.text, workload.output_tokens), prompt, role="warmup")
+        pace = Pace(load_s, timed.measurement.total_s)
+        gpus = 0 if defaults.num_gpu == 0 else None
+    else:
+        defaults = (await backend.effective()).options
+    free, total = _gpu_memory()
+    return Survey(server, model, shape, defaults, gpus, free, total, pace)
+
+
+def _gpu_memory() -> tuple[float | None, float | None]:
+    """Free and total bytes of all GPUs of this host."""
+    from chimera.telemetry.nvml import NvmlCollector
+
+    collector = NvmlCollector()
+    try:
+        samples = collector.read(time.monotonic()).samples
+    finally:
+        collector.close()
+    free = [number(sample.vram_free_bytes) for sample in samples]
+    total = [number(sample.vram_total_bytes) for sample in samples]
+    if not samples or None in free or None in total:
+        return None, None
+    return sum(value for value in free if value), sum(value for value in total if value)
+
+
+@dataclass(frozen=True, slots=True)
+class Sketch:
+    """A comparing run that has not started."""
+
+    kind: RunKind
+    survey: Survey
+    plan: Plan
+    axes: Axes
+    groups: tuple[Group, ...]
+    ruled_out: dict[str, str]
+    """Candidates that are not launched, each with the sentence why."""
+    estimate: Estimate
+    workload: Workload
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `--dry-run --json` and the Tune screen."""
+        return {
+            "schema_version": 1,
+            "kind": self.kind,
+            "seed": self.plan.seed,
+            "server": {"kind": self.survey.server.kind, "version": self.survey.server.version},
+            "model": asdict(self.survey.model),
+            "workload": self.workload.as_dict(),
+            "objective": self.plan.objective,
+            "axes": {name: list(values) for name, values in self.axes.items()},
+            "candidates": [
+                {
+                    "candidate": trial.candidate,
+                    "role": trial.role,
+                    "requested": trial.requested.as_dict(),
+                    "effective": trial.effective.as_dict() if trial.effective else None,
+                    "merged": list(trial.merged),
+                    "notes": list(trial.notes),
+                }
+                for trial in self.plan.trials
+            ],
+            "ruled_out": [{"candidate": name, "reason": reason} for name, reason in self.ruled_out.items()],
+            "rounds": {
+                "preflight": self.plan.preflight,
+                "screening": self.plan.screen_rounds,
+                "confirmation": self.estimate.rounds if self.plan.confirm else 0,
+            },
+            "one_load": self.plan.one_load,
+            "band": self.plan.band,
+            "estimate": asdict(self.estimate),
+            "words": self.estimate.words,
+        }
+
+
+def parse_axis(name: str, text: str, shape: ModelShape | None, model: ModelInfo) -> tuple[OptionValue, ...]:
+    """The values of one axis as typed: `0,9,18,all`, `f16,q4_0`, or `auto` for a grid that fits the model.
+
+    Raises `ConfigError` naming the option and the value.
+    """
+    option = f"--{name.replace('_', '-')}"
+    if text.strip() == "auto":
+        return tuple(default_axis(name, shape or model))
+    values: list[OptionValue] = []
+    for part in (piece.strip() for piece in text.split(",")):
+        value: OptionValue
+        if name == "num_gpu" and part == "all":
+            blocks = shape.block_count if shape else model.block_count
+            if blocks is None:
+                raise ConfigError(f"{option} all: the model's number of layers is not known; give a number.")
+            value = blocks + 1
+        else:
+            value = _value(name, part, f"{option} {text}")
+        if value not in values:
+            values.append(value)
+    return tuple(values)
+
+
+def _value(name: str, part: str, typed: str) -> OptionValue:
+    from chimera.domain.options import FLASH_ATTENTION, KV_CACHE_TYPES
+
+    words: dict[str, Sequence[str]] = {"flash_attention": FLASH_ATTENTION, "kv_cache_type": KV_CACHE_TYPES}
+    if name in words:
+        if part not in words[name]:
+            raise ConfigError(f"{typed}: {part!r} is none of {', '.join(words[name])}.")
+        return part
+    kind = float if name in {"temperature", "top_p", "repeat_penalty"} else int
+    try:
+        value = kind(part)
+    except ValueError as error:
+        raise ConfigError(f"{typed}: {part!r} is no number. Values are separated by commas, like 1,2,4.") from error
+    low, high = OPTION_RANGES[name]
+    if not low <= value <= high:
+        raise ConfigError(f"{typed}: {part} is not between {low:g} and {high:g}.")
+    return value
+
+
+def sketch(
+    kind: RunKind,
+    known: Survey,
+    axes: Axes,
+    workload: Workload,
+    *,
+    base: Options | None = None,
+    seed: int | None = None,
+    objective: Metric = "decode_tok_s",
+    rounds: int | None = None,
+    confirm: bool = True,
+    preflight: int | None = None,
+    band: float = 0.02,
+    budget_s: float | None = None,
+) -> Sketch:
+    """A plan over the grid of `axes`, on top of `base`, with the server's defaults as its baseline.
+
+    Args:
+        kind: `sweep` or `tune`.
+        known: From `survey`.
+        axes: Values by option; an empty mapping compares nothing and is refused.
+        workload: Its `requests` are the measured ones a session.
+        base: Settings that all candidates share, and that the baseline has too; None = the server's defaults.
+        seed: Of orders and prompts; None = a fresh one.
+        objective: Decides which candidates stay.
+        rounds: Rounds that everything rests on without confirmation, else the most of the screening.
+        confirm: Judge by fresh rounds.
+        preflight: Sessions for the noise; None = 6, or none without confirmation.
+        band: Differences within this share are none.
+        budget_s: Longest time; shortens confirmation and search.
+
+    Raises:
+        ConfigError: nothing to compare, options that this server cannot set, or sizes that make no sense.
+    """
+    if not axes:
+        raise ConfigError("Nothing to compare: give at least one option with several values, like --num-ctx 2048,8192.")
+    seed = fresh_seed() if seed is None else seed
+    base = base or Options()
+    whole = size(axes) <= 4096
+    points = [point.over(base) for point in grid(axes)] if whole else []
+    cohorts = 0
+    if not whole or not small(points):
+        cohorts = MOST_COHORTS
+        points = []
+    named = [("c0", base), *((f"c{index}", options) for index, options in enumerate(points, 1))]
+    groups = tuple(
+        merge(named, known.shape or known.model, known.server.kind, defaults=known.defaults or None, gpus=known.gpus)
+    )
+    ruled_out = _ruled_out(groups, known)
+    trials = [
+        Trial(
+            group.candidates[0],
+            "baseline" if group.candidates[0] == "c0" else "candidate",
+            requested=group.requested,
+            effective=group.effective.options,
+            merged=group.candidates[1:],
+            notes=(*group.reasons, *group.effective.notes),
+        )
+        for group in groups
+        if group.candidates[0] not in ruled_out
+    ]
+    if not any(trial.role == "baseline" for trial in trials):
+        raise ConfigError(f"The baseline itself cannot run here: {ruled_out.get('c0', 'it is refused')}")
+    count = len(trials) - 1
+    one_load = count > 0 and not cohorts and share_one_load(trials)
+    plan = Plan(
+        trials=tuple(trials),
+        seed=seed,
+        objective=objective,
+        metrics=("decode_tok_s", "ttft_s", "vram_bytes") if not one_load else ("decode_tok_s", "ttft_s"),
+        band=band,
+        preflight=(6 if confirm else 0) if preflight is None else preflight,
+        screen_rounds=rounds or 6,
+        confirm=confirm,
+        confirmed=confirmed_together(count if not cohorts else COHORT),
+        confirm_rounds=None,
+        one_load=one_load,
+        cohorts_planned=cohorts,
+    )
+    if budget_s is not None and known.pace is not None:
+        plan = within(plan, workload, known.pace, budget_s)
+    return Sketch(kind, known, plan, axes, groups, ruled_out, estimate(plan, workload, pace=known.pace), workload)
+
+
+def _ruled_out(groups: Sequence[Group], known: Survey) -> dict[str, str]:
+    """Candidates that the server would refuse, or that the forecast says will not fit."""
+    out: dict[str, str] = {}
+    for group in groups:
+        name, options = group.candidates[0], group.effective.options
+        if group.refused:
+            out[name] = group.refused
+        elif known.shape is not None and known.gpu_total_bytes and known.gpu_free_bytes is not None and known.gpus != 0:
+            wanted = forecast(
+                known.shape,
+                options.num_ctx or known.defaults.num_ctx or 4096,
+                num_parallel=options.num_parallel or 1,
+                num_gpu=options.num_gpu,
+                kv_type=options.kv_cache_type or "f16",
+                num_batch=options.num_batch,
+                flash_attention=options.flash_attention,
+            )
+            fit = memory_fits(wanted, int(known.gpu_free_bytes), int(known.gpu_total_bytes))
+            if fit.answer == "does-not-fit" and (group.requested.num_gpu or -1) >= 0:
+                out[name] = fit.sentence
+    return out
+
+
+def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str | None = None) -> Run:
+    """The run of a sketch in the journal, ready for a worker."""
+    return journal.create_run(
+        drawn.kind,
+        target,
+        drawn.workload,
+        seed=drawn.plan.seed,
+        trials=list(drawn.plan.trials),
+        plan={
+            "rules": drawn.plan.as_dict(),
+            "axes": {name: list(values) for name, values in drawn.axes.items()},
+            "settings": {
+                trial.candidate: trial.effective.as_dict() for trial in drawn.plan.trials if trial.effective is not None
+            },
+            "ruled_out": drawn.ruled_out,
+            "lenient": [],
+        },
+        name=name,
+    )
+
+
+def create_validation(
+    journal: Journal,
+    run: Run,
+    *,
+    candidate: str | None = None,
+    rounds: int | None = None,
+    seed: int | None = None,
+) -> Run:
+    """Fresh rounds of a run's winner, or of the named candidate, against its baseline.
+
+    Raises `ConfigError` where the run has no winner and none was named.
+    """
+    from .study import plan_of, recommendation
+
+    plan = plan_of(journal, run)
+    names = {trial.candidate: trial for trial in plan.trials}
+    if candidate is None:
+        chosen = recommendation(journal, run)
+        if chosen.keep_default:
+            raise ConfigError(f"run {run.id} has no winner to validate ({chosen.words}) Name one with --candidate.")
+        candidate = chosen.candidate
+    if candidate not in names or candidate == plan.baseline:
+        others = ", ".join(name for name in names if name != plan.baseline)
+        raise ConfigError(f"run {run.id} has no candidate {candidate!r}; it has {others}.")
+    trials = (names[plan.baseline], replace(names[candidate], merged=()))
+    trials = (replace(trials[0], merged=()), trials[1])
+    rules = replace(
+        plan,
+        trials=trials,
+        seed=fresh_seed() if seed is None else seed,
+        preflight=0 if rounds else 6,
+        confirm=True,
+        confirmed=1,
+        confirm_rounds=rounds,
+        cohorts=(),
+        cohorts_planned=0,
+    )
+    return journal.create_run(
+        "validate",
+        run.target,
+        run.workload,
+        seed=rules.seed,
+        trials=list(trials),
+        plan={
+            "rules": rules.as_dict(),
+            "settings": {trial.candidate: trial.effective.as_dict() for trial in trials if trial.effective is not None},
+            "of": run.id,
+            "lenient": [],
+        },
+        name=f"validation of {run.id}",
+    )
+
+
+def option_axes(given: Mapping[str, str | None], known: Survey) -> Axes:
+    """The axes that were typed, in the options' fixed order."""
+    return {
+        name: parse_axis(name, text, known.shape, known.model)
+        for name in OPTION_NAMES
+        if (text := given.get(name)) is not None
+    }
