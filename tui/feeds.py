@@ -1,64 +1,102 @@
 """The app's threads: telemetry, journal, and questions to servers.
 
-Each is a thread worker that waits on its own cancelled event, so that quitting never waits for a sleep. Heavy modules
-(SQLAlchemy, pydantic, httpx, psutil) are imported in here, after the first paint.
+They are daemons and end by themselves when the process does: a driver or a server that hangs never keeps the user from
+leaving. Heavy modules (SQLAlchemy, pydantic, httpx, psutil) are imported in here, after the first paint.
 """
 
 from __future__ import annotations
 
 import queue
+import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.errors import ChimeraError
+from chimera.telemetry.loaded import Loaded
+from chimera.telemetry.polling import ServerPoll
 
-from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServerSeen, ServersFound, SnapshotTaken, Told
 
 if TYPE_CHECKING:
     from textual.message import Message
-    from textual.worker import Worker
 
     from chimera.runner.follow import Follower
     from chimera.store.journal import Journal
 
 Post = Callable[["Message"], object]
 JOURNAL_S = 0.2
+LEAVE_S = 2.0
+"""Longest wait for the journal at the end."""
+
+
+def begin(name: str, post: Post, work: Callable[[], None]) -> threading.Thread:
+    """Do something in a thread of its own; a defect in it is told and ends nothing else."""
+
+    def guarded() -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - the edge of a thread: it reports
+            post(Told(f"{name} has ended by a defect: {error!r}", "error"))
+
+    thread = threading.Thread(target=guarded, name=name, daemon=True)
+    thread.start()
+    return thread
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is watched, and how."""
+
+    loaded: Loaded = Loaded()
+    engine_pids: tuple[int, ...] = ()
+    """The engine's processes where the server's own sample does not name them."""
+    quiet: bool = False
+    """A request of ours is timed: what costs much waits."""
 
 
 class TelemetryFeed:
-    """Reads GPUs, host and server about once a second."""
+    """Reads GPUs and host about once a second, and the server at its own rate beside them."""
 
     def __init__(self, post: Post, interval_s: float) -> None:
         self._post = post
         self.interval_s = interval_s
-        self._server: ServerInfo | None = None
-        self._engine_pids: tuple[int, ...] = ()
+        self._watched = Watched()
+        self._poll = ServerPoll(lambda sample: post(ServerSeen(sample)))
+        self._left = threading.Event()
 
-    def watch(self, server: ServerInfo | None, engine_pids: tuple[int, ...] = ()) -> None:
-        """From now on this server is watched, and these are the engine's processes."""
-        self._server, self._engine_pids = server, engine_pids
+    def watch(self, watched: Watched) -> None:
+        """Watch this from now on."""
+        self._watched = watched
+        self._poll.slow = watched.quiet
+        self._poll.watch(watched.loaded.server)
 
-    def run(self, worker: Worker[None]) -> None:
+    def leave(self) -> None:
+        """End soon; nothing waits for it."""
+        self._left.set()
+        self._poll.close()
+
+    def run(self) -> None:
         """Until the app ends."""
         from chimera.telemetry.collector import Collector
-        from chimera.telemetry.serverwatch import ServerWatch
+        from chimera.telemetry.roof import decode_roof
+        from chimera.telemetry.vram import vram_parts
 
         collector = Collector()
-        watched: ServerInfo | None = None
         try:
             while True:
                 began = time.monotonic()
-                if self._server != watched:
-                    watched = self._server
-                    if collector.server is not None:
-                        collector.server.close()
-                    collector.server = ServerWatch(watched.kind, watched.url) if watched is not None else None
-                collector.engine_pids = self._engine_pids
-                self._post(SnapshotTaken(collector.snapshot()))
-                if worker.cancelled_event.wait(max(0.05, self.interval_s - (time.monotonic() - began))):
+                watched, seen = self._watched, self._poll.latest
+                collector.server = self._poll if seen is not None else None
+                collector.engine_pids, collector.quiet = watched.engine_pids, watched.quiet
+                snapshot = collector.snapshot()
+                parts = vram_parts(snapshot.gpus, watched.loaded, snapshot.server, watched.engine_pids)
+                roof = decode_roof(snapshot.gpus, watched.loaded, snapshot.server, parts)
+                self._post(SnapshotTaken(snapshot, parts, roof))
+                if self._left.wait(max(0.05, self.interval_s - (time.monotonic() - began))):
                     return
         finally:
             collector.close()
@@ -70,6 +108,7 @@ class JournalFeed:
     def __init__(self, post: Post) -> None:
         self._post = post
         self._asked: queue.SimpleQueue[Callable[[Journal], None]] = queue.SimpleQueue()
+        self._left = threading.Event()
         self._follow: str | None = None
         self._follower: Follower | None = None
 
@@ -81,7 +120,11 @@ class JournalFeed:
         """Show this run from now on."""
         self._follow = run_id
 
-    def run(self, worker: Worker[None]) -> None:
+    def leave(self) -> None:
+        """End, after what was asked for."""
+        self._left.set()
+
+    def run(self) -> None:
         """Until the app ends."""
         try:
             from chimera.store.journal import Journal
@@ -94,10 +137,10 @@ class JournalFeed:
             self._follow = self._follow or _active(journal)
             for left in journal.unrestored():
                 self._post(LeftChanged(left.run, left.server_url))
-            while True:
+            self._serve(journal)
+            while not self._left.wait(JOURNAL_S):
                 self._serve(journal)
-                if worker.cancelled_event.wait(JOURNAL_S):
-                    return
+            self._serve(journal)  # what was asked for with the last key
         finally:
             journal.close()
 
@@ -165,19 +208,6 @@ def inspect(post: Post, target: Target) -> None:
     """Ask a server, or the embedded engine's file, what it is and what runs."""
     import asyncio
 
-    from chimera.backends.detect import open_backend
+    from chimera.telemetry.loaded import look_up
 
-    async def ask() -> Inspected:
-        backend = open_backend(target)
-        try:
-            server = await backend.connect()
-            model = await backend.model()
-            shape = await backend.shape()
-            effective = None if backend.owned else await backend.effective()
-            return Inspected(target, server, model, shape, effective)
-        except ChimeraError as error:
-            return Inspected(target, problem=str(error))
-        finally:
-            await backend.close()
-
-    post(asyncio.run(ask()))
+    post(Inspected(target, asyncio.run(look_up(target))))

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from textual.message import Message
 
+from chimera.domain.readings import Reading
 from chimera.domain.run import Target
-from chimera.domain.server import Effective, ModelInfo, ServerInfo
-from chimera.domain.telemetry import Snapshot
+from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
-
-if TYPE_CHECKING:
-    from chimera.model.shape import ModelShape
+from chimera.telemetry.loaded import Loaded
 
 
 @dataclass
 class SnapshotTaken(Message):
-    """A new reading of GPUs, host and server is in."""
+    """A new reading of GPUs, host and server is in, with what follows from it for the model that runs."""
 
     snapshot: Snapshot
+    parts: Mapping[str, VramParts] = field(default_factory=dict)
+    """What fills each GPU's memory, by UUID."""
+    roof: Reading | None = None
+    """What the bandwidth allows, tokens a second."""
+
+
+@dataclass
+class ServerSeen(Message):
+    """The server was looked at; it has a rate of its own."""
+
+    sample: ServerSample
 
     def can_replace(self, message: Message) -> bool:
-        """Only the newest reading matters."""
-        return isinstance(message, SnapshotTaken)
+        """Only the newest look matters."""
+        return isinstance(message, ServerSeen)
 
 
 @dataclass
@@ -57,11 +67,7 @@ class Inspected(Message):
     """A server has told about itself, its model, and what runs."""
 
     target: Target
-    server: ServerInfo | None = None
-    model: ModelInfo | None = None
-    shape: ModelShape | None = None
-    effective: Effective | None = None
-    problem: str | None = None
+    loaded: Loaded
 
 
 @dataclass

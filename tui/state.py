@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from chimera.domain.measurement import Measurement
-from chimera.domain.readings import Missing, Reading
-from chimera.domain.run import ENDED, Target
+from chimera.domain.readings import Missing, Reading, number
+from chimera.domain.run import ENDED, Progress, Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
-from chimera.domain.telemetry import Snapshot
+from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
+from chimera.telemetry.alerts import AlertBook, Mark
+from chimera.telemetry.loaded import Loaded
 
-from .messages import Inspected
+from .feeds import Watched
+
+Known = tuple[str, str | None, str | None]
+
+
+def _key(target: Target) -> Known:
+    return (target.kind, target.url, target.model)
 
 
 @dataclass(slots=True)
@@ -24,19 +34,32 @@ class LiveState:
     servers: tuple[ServerInfo, ...] = ()
     explanation: str = "looking for a server …"
     snapshot: Snapshot | None = None
+    seen: ServerSample | None = None
+    """The newest look at the server, oftener than the snapshot's."""
+    parts: Mapping[str, VramParts] = field(default_factory=dict)
+    roof: Reading | None = None
     update: Update | None = None
     """The followed run's newest state."""
     measurements: list[Measurement] = field(default_factory=list)
     """Of the followed run, oldest first."""
-    inspected: Inspected | None = None
-    """What the server of `target` has told of itself."""
+    inspected: dict[Known, Loaded] = field(default_factory=dict)
+    """What servers have told of themselves."""
     reload_agreed: bool = False
     """The user agreed, in this UI, that a server that is not ours reloads."""
+    book: AlertBook = field(default_factory=AlertBook)
+    epoch: float = field(default_factory=lambda: time.time() - time.monotonic())
+    """Wall clock at 0 on the monotonic clock."""
+    _drawn: Mark | None = None
 
     @property
     def running(self) -> bool:
         """The followed run is being worked on."""
         return self.update is not None and self.update.run.state in {"running", "paused", "queued"}
+
+    @property
+    def progress(self) -> Progress | None:
+        """Of the followed run while it is being worked on."""
+        return self.update.progress if self.update is not None and self.running else None
 
     @property
     def _of_run(self) -> bool:
@@ -46,9 +69,10 @@ class LiveState:
         return self.running or self.target is None or self.update.run.target.url == self.target.url
 
     @property
-    def _here(self) -> Inspected | None:
-        """What was inspected, as long as it is of the target."""
-        return self.inspected if self.inspected is not None and self.inspected.target == self.target else None
+    def _here(self) -> Loaded:
+        """What was told by the server that is shown."""
+        target = self.update.run.target if self.update is not None and self._of_run else self.target
+        return self.inspected.get(_key(target), Loaded()) if target is not None else Loaded()
 
     @property
     def server(self) -> ServerInfo | None:
@@ -57,8 +81,7 @@ class LiveState:
             return self.update.run.server
         if self.target is None:
             return None
-        known = self._here.server if self._here is not None else None
-        known = known or next((one for one in self.servers if one.url == self.target.url), None)
+        known = self._here.server or next((one for one in self.servers if one.url == self.target.url), None)
         return known or ServerInfo(self.target.kind, self.target.url or "")
 
     @property
@@ -66,7 +89,7 @@ class LiveState:
         """The model to show."""
         if self.update is not None and self._of_run and self.update.run.model is not None:
             return self.update.run.model
-        if self._here is not None and self._here.model is not None:
+        if self._here.model is not None:
             return self._here.model
         return ModelInfo(self.target.model) if self.target is not None and self.target.model else None
 
@@ -75,14 +98,39 @@ class LiveState:
         """What runs, as far as anybody has told."""
         if self.update is not None and self._of_run and self.update.effective is not None:
             return self.update.effective
-        return self._here.effective if self._here is not None else None
+        return self._here.effective
+
+    @property
+    def watched(self) -> Watched:
+        """What telemetry is to look at: the run's own engine while it runs, else the server for the next run."""
+        server, progress = self.server, self.progress
+        if progress is not None and progress.url:
+            server = replace(server or ServerInfo(self.update.run.target.kind, ""), url=progress.url)  # type: ignore[union-attr]  # there is progress
+        elif self.update is not None and self._of_run and self.update.run.target.url is None and server is not None:
+            server = replace(server, url="")  # an engine of a run's own ends with its session
+        loaded = Loaded(server, self.model, self._here.shape, self.effective)
+        pids = (progress.pid,) if progress is not None and progress.pid else ()
+        return Watched(loaded, pids, quiet=progress is not None and progress.stage in {"warmup", "measuring"})
 
     @property
     def problem(self) -> str:
         """Why there is no server to show."""
-        if self.target is None:
-            return self.explanation
-        return (self._here.problem or "") if self._here is not None else ""
+        return self.explanation if self.target is None else self._here.problem
+
+    def knows(self, target: Target) -> bool:
+        """This server has been asked already."""
+        return _key(target) in self.inspected
+
+    def inspect(self, target: Target, loaded: Loaded) -> None:
+        """Take in what a server told."""
+        self.inspected[_key(target)] = loaded
+
+    def new_marks(self) -> list[Mark]:
+        """Moments for the charts that were not handed out before."""
+        marks = self.book.marks
+        place = next((index for index in range(len(marks) - 1, -1, -1) if marks[index] is self._drawn), -1)
+        self._drawn = marks[-1] if marks else None
+        return list(marks[place + 1 :])
 
     def take(self, update: Update) -> bool:
         """Take in what is new of a run; True where it is another run than before."""
@@ -103,14 +151,21 @@ class LiveState:
                 return progress.rate, f"{which}, client's clock"
             words = {"loading": "loading the model", "measuring": "reading the prompt", "warmup": "reading the prompt"}
             return None, words.get(progress.stage, progress.stage)
-        sample = self.snapshot.server if self.snapshot else None
+        sample = self.seen
         if sample is not None:
             if not isinstance(sample.rate, Missing) and sample.rate > 0:
                 return sample.rate, f"all clients, by {sample.via}"
+            if sample.prefilling or sample.loading:
+                return None, "loading a model" if sample.loading else "reading a prompt"
             return None, sample.note or "nothing is being generated"
         if update is not None and update.run.state in ENDED:
             return None, f"run {update.run.id} {update.run.state}"
         return None, "nothing is being generated"
+
+    def others_ttft(self) -> tuple[float, str] | None:
+        """Newest time to first token of other clients and where it was seen; None while a run of ours is among them."""
+        value = number(self.seen.ttft_s) if self.seen is not None and not self.running else None
+        return None if value is None or self.seen is None else (value, self.seen.via)
 
     def rates(self) -> list[float]:
         """Decode rates of the followed run's valid measurements, the server's clock where it tells."""

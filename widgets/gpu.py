@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
-from chimera.domain.readings import Missing, Reading, number
+from chimera.domain.readings import Missing, Reading, Source, number
 from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
 from chimera.telemetry.reasons import BY_ID, describe_xid, severity_order
 
@@ -31,6 +31,7 @@ SHORT: dict[str, str] = {
 IDLE = "gpu-idle"
 WEIGHTS: dict[str, Tone] = {"info": "muted", "notice": "notice", "warning": "warn", "error": "error"}
 SEVERITY: tuple[Tone, ...] = ("muted", "notice", "warn", "error")
+PARTS: tuple[Tone, ...] = ("part1", "part2", "part3", "part4")
 SIGNS: dict[Tone, str] = {"warn": "▲ ", "error": "! "}
 LEFT_WARN_C, LEFT_ERROR_C = 8, 3
 """Degrees left to slowdown below which a temperature stands out."""
@@ -77,7 +78,8 @@ class GpuPanel(Panel):
 * **util**: share of the last period in which anything ran on the GPU; 100 % says nothing of how well.
 * **bus**: share of time in which its memory was read or written.
 * **VRAM**: `█` weights, `▓` KV cache, `▒` compute buffers, `░` other processes and the rest, `·` free. Where the parts
-  are not known: `█` used, `░` reserved by the driver.
+  are not known: `█` used, `░` reserved by the driver. `~` marks what was derived from the model's shape or the server's
+  own figure; the rest was measured by the driver.
 * **temp**: with the degrees left until the hardware slows down.
 * **power**: against the limit that is enforced now.
 * **slowed by**: reasons for lowered clocks with their share of the time since the last reading.
@@ -195,8 +197,8 @@ class GpuPanel(Panel):
         used = number(sample.vram_used_bytes) or 0.0
         reserved = number(sample.vram_reserved_bytes) or 0.0
         known = _parts_of(self._parts.get(info.uuid))
-        named = sum(size for _, size, _, _ in known)
-        portions: list[tuple[float, str, Tone]] = [(size / total, glyph, tone) for _, size, glyph, tone in known]
+        named = sum(part.size for part in known)
+        portions: list[tuple[float, str, Tone]] = [(part.size / total, part.glyph, part.tone) for part in known]
         portions.append((max(used - named, 0.0) / total, "░" if known else "█", "part4" if known else "part1"))
         portions.append((reserved / total, "░", "part4"))
         taken = sum(part[0] for part in portions)
@@ -210,22 +212,22 @@ class GpuPanel(Panel):
         known = _parts_of(self._parts.get(info.uuid))
         reserved = number(sample.vram_reserved_bytes)
         free = number(sample.vram_free_bytes)
-        items: list[tuple[str, str, float, Tone]] = [(glyph, name, size, tone) for name, size, glyph, tone in known]
+        items = list(known)
         if known:
-            rest = max(used - sum(size for _, size, _, _ in known), 0.0) + (reserved or 0.0)
-            items.append(("░", "rest", rest, "part4"))
+            rest = max(used - sum(part.size for part in known), 0.0) + (reserved or 0.0)
+            items.append(Part("rest", rest, "░", "part4"))
         else:
-            items.append(("█", "used", used, "part1"))
+            items.append(Part("used", used, "█", "part1"))
             if reserved is not None:
-                items.append(("░", "reserved", reserved, "part4"))
+                items.append(Part("reserved", reserved, "░", "part4"))
         if free is not None:
-            items.append(("·", "free", free, "track"))
+            items.append(Part("free", free, "·", "track"))
         line = Line(width).add("", "muted", LABEL + VALUE + 2 if width >= 64 else 2)
-        for glyph, name, size, tone in items:
-            text = f" {name} {format.gib(size)}"
+        for part in items:
+            text = f" {part.name} {part.sign}{format.gib(part.size)}"
             if line.left < len(text) + 3:
                 break
-            line.add(glyph, tone).add(text, "muted").gap(2)
+            line.add(part.glyph, part.tone).add(text, "muted").gap(2)
         return line.row()
 
     def _temperature(self, info: GpuInfo, sample: GpuSample, grid: Grid) -> Row:
@@ -241,9 +243,7 @@ class GpuPanel(Panel):
         if (fan := number(sample.fan_percent)) is not None:
             notes.append(f"fan {format.percent(fan)}")
         limit = slowdown or (degrees + margin if degrees is not None and margin is not None else None)
-        return grid.row(
-            "temp", sample.temperature_c, lambda value: f"{value:.0f} °C", limit, notes, sample.at, tone
-        )
+        return grid.row("temp", sample.temperature_c, lambda value: f"{value:.0f} °C", limit, notes, sample.at, tone)
 
     def _power(self, sample: GpuSample, grid: Grid) -> Row:
         limit = number(sample.power_limit_w)
@@ -405,17 +405,37 @@ class GpuPanel(Panel):
         return line.gap(2).add(SIGNS.get(tone, "") + words, tone).row()
 
 
-def _parts_of(parts: VramParts | None) -> list[tuple[str, float, str, Tone]]:
-    """Name, bytes, glyph and tone of each part that is known and there."""
+class Part(NamedTuple):
+    """One thing that fills memory."""
+
+    name: str
+    size: float
+    glyph: str
+    tone: Tone
+    sign: str = ""
+    """`~` for a derived size."""
+
+
+def _parts_of(parts: VramParts | None) -> list[Part]:
+    """Each part that is known and there; the model as a whole where its own parts are not known."""
     if parts is None:
         return []
-    named: tuple[tuple[str, Reading, str, Tone], ...] = (
-        ("weights", parts.weights_bytes, "█", "part1"),
-        ("KV", parts.kv_bytes, "▓", "part2"),
-        ("compute", parts.compute_bytes, "▒", "part3"),
-        ("others", parts.foreign_bytes, "░", "part4"),
-    )
-    return [(name, size, glyph, tone) for name, reading, glyph, tone in named if (size := number(reading))]
+    sign, held = _sign(parts.source), _sign(parts.held_source)
+    model = [
+        ("weights", parts.weights_bytes, "█", PARTS[0]),
+        ("KV", parts.kv_bytes, "▓", PARTS[1]),
+        ("compute", parts.compute_bytes, "▒", PARTS[2]),
+    ]
+    if number(parts.weights_bytes) is None and number(parts.engine_bytes):
+        model, sign = [("model", parts.engine_bytes, "█", PARTS[0])], held
+    found = [Part(name, size, glyph, tone, sign) for name, reading, glyph, tone in model if (size := number(reading))]
+    if foreign := number(parts.foreign_bytes):
+        found.append(Part("others", foreign, "░", PARTS[3], held))
+    return found
+
+
+def _sign(source: Source) -> str:
+    return "" if source == "measured" else "~"
 
 
 def _fullness(filled: float) -> tuple[str, Tone]:

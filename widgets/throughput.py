@@ -13,6 +13,8 @@ from .chart import Guide, Plot
 from .panel import Panel
 from .rows import Line, Row
 
+FALLEN, FEWEST = 0.1, 3
+"""A rate so far below the median of at least so many requests stands out."""
 _GLYPHS = {
     "0": ("┏━┓", "┃ ┃", "┗━┛"),
     "1": ("╺┓ ", " ┃ ", "╺┻╸"),
@@ -51,7 +53,9 @@ a request of ours in flight, the last one, or all clients of the server together
 
 * **median**: over the valid measurements of this run.
 * **baseline**: the server's defaults, measured in the same run.
-* **roof**: what memory bandwidth allows for this model at batch 1. It is derived, not measured.
+* **roof**: what the GPU's memory bandwidth allows for this model at its present context. Derived, not measured.
+* **MBU**: the present rate over that roof, the model bandwidth utilisation. `▼` marks a rate well below the median.
+* Letters on the time axis: `P` a preset began, `R` another run, `L` a model was loaded, `A` an alert.
 """
 
     def __init__(
@@ -147,7 +151,7 @@ a request of ours in flight, the last one, or all clients of the server together
         for index, shape in enumerate(digits):
             line = Line(width).add(shape, "accent" if value is not None else "muted").to(column)
             if index == 0:
-                line.add("tok/s  ", "muted").add(self._what(), "text")
+                self._remarks(line.add("tok/s", "muted")).gap(2).add(self._what(), "text")
             else:
                 name, text = facts[index - 1]
                 line.add(f"{name:<10}" if name else "", "muted").add(text)
@@ -161,7 +165,7 @@ a request of ours in flight, the last one, or all clients of the server together
     def _flat(self, width: int, count: int) -> list[Row]:
         value = number(self._rate)
         first = Line(width).add(format.rate(value) if value is not None else "--", "accent", 6, "right")
-        first.add(" tok/s", "muted")
+        self._remarks(first.add(" tok/s", "muted"))
         what, others = self._what(), self._facts()
         second = Line(width)
         if count == 1 or first.left >= len(what) + 2:
@@ -174,6 +178,16 @@ a request of ours in flight, the last one, or all clients of the server together
                 name, text = others.pop(0)
                 line.gap(3 if line.used else 0).add(f"{name} ", "muted").add(text)
         return [first.row(), second.row()][:count]
+
+    def _remarks(self, line: Line) -> Line:
+        """How the rate stands: against the median, where it fell, and against the roof."""
+        value, ceiling = number(self._rate), number(self._roof)
+        usual = median(self._rates) if len(self._rates) >= FEWEST else None
+        if value is not None and usual and value < usual * (1 - FALLEN):
+            line.gap(2).add(f"▼ {format.effect(value / usual)}", "warn")
+        if value is not None and ceiling:
+            line.gap(2).add("MBU ", "muted").add(format.share(value / ceiling))
+        return line
 
     def _what(self) -> str:
         if isinstance(self._rate, Missing):
@@ -194,10 +208,8 @@ a request of ours in flight, the last one, or all clients of the server together
             if self._rates:
                 text += f" ({format.effect(median(self._rates) / self._baseline)})" if self._baseline else ""
             facts.append(("baseline", text))
-        if self._roof is not None:
-            ceiling, value = number(self._roof), number(self._rate)
-            text = format.reading(self._roof, format.rate)
-            if ceiling and value is not None:
-                text += f" ({format.share(value / ceiling)} used)"
-            facts.append(("roof", text))
+        if isinstance(self._roof, Missing):
+            facts.append(("roof", f"unknown: {self._roof.detail}" if self._roof.detail else "unknown"))
+        elif self._roof is not None:
+            facts.append(("roof", format.rate(self._roof)))
         return facts

@@ -58,34 +58,44 @@ From sending the request to the first token of any kind, on **our** clock, and w
 * `░` **other**: what nobody accounts for: HTTP, the first sample.
 * `╌` **unknown**: this server does not tell the parts apart.
 
-Below: the last requests. A void one gives its reason and counts for nothing.
+Below: the last requests. A void one gives its reason and counts for nothing. **Other clients**: their newest request,
+seen by looking at the server now and then, so only as exact as that.
 """
 
     def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
         super().__init__(name=name, id=id, classes=classes)
         self._measurements: tuple[Measurement, ...] = ()
         self._count = 0
+        self._others: tuple[float, str] | None = None
 
-    def update(self, measurements: Sequence[Measurement]) -> None:
-        """Show these requests of a run, oldest first."""
+    def update(self, measurements: Sequence[Measurement], others: tuple[float, str] | None = None) -> None:
+        """Show these requests of a run, oldest first, and the TTFT of other clients with where it was seen."""
         kept, count = tuple(measurements[-HISTORY:]), len(measurements)
-        if (kept, count) != (self._measurements, self._count):
-            self._measurements, self._count = kept, count
+        if (kept, count, others) != (self._measurements, self._count, self._others):
+            self._measurements, self._count, self._others = kept, count, others
             self.redraw()
 
     def build(self, width: int, height: int) -> list[Row]:
         """The last request as a bar with its legend, then a table of the last ones."""
         last = next((each for each in reversed(self._measurements) if each.ttft_s is not None), None)
+        others = self._of_others(width)
         if last is None:
-            return [Line(width).add("No request has been answered yet", "muted").row()]
-        rows = [self._headline(last, width)]
+            return [*others, Line(width).add("No request of ours has been answered yet", "muted").row()]
+        rows = [*others, self._headline(last, width)]
         parts = split(last)
-        if height >= 2:
+        if height > len(rows):
             rows.append(_bar(parts, last.ttft_s or 0.0, width))
         rows += self._legend(parts, last.ttft_s or 0.0, width, height - len(rows))
         if height - len(rows) >= 3:
             rows += self._table(width, height - len(rows))
         return rows
+
+    def _of_others(self, width: int) -> list[Row]:
+        if self._others is None:
+            return []
+        seconds, via = self._others
+        line = Line(width).add(format.seconds(seconds), "accent", 8, "right").gap(2).add("other clients")
+        return [line.end(f"seen in {via}" if via else "", "muted").row()]
 
     def _headline(self, last: Measurement, width: int) -> Row:
         line = Line(width).add(format.seconds(last.ttft_s or 0.0), "accent", 8, "right")
@@ -139,7 +149,7 @@ Below: the last requests. A void one gives its reason and counts for nothing.
             head.add(name, "muted", size, "right")
         rows = [head.row()]
         first = self._count - len(self._measurements)
-        newest = list(enumerate(self._measurements, first + 1))[: -room : -1]
+        newest = list(enumerate(self._measurements, first + 1))[:-room:-1]
         for seq, each in newest:
             line = Line(width).add(str(seq), "muted", 4, "right").add(_time(each.ttft_s), "text", 9, "right")
             parts = {part.name: part.seconds for part in split(each)}

@@ -38,8 +38,7 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     emit(f"counted  {counts['valid']} valid, {counts['void']} void{why}, {counts['cold']} cold")
     if run.get("error"):
         emit(f"ended    {run['error']}")
-    for verdict in facts.get("verdicts", []):
-        emit(f"verdict  {verdict['candidate']} against {verdict['against']}: {verdict['verdict']}")
+    _emit_verdicts(facts)
     for finding in facts.get("findings", []):
         emit(f"finding  {finding['severity']}: {finding['title']}")
     if requests and facts.get("measurements"):
@@ -59,6 +58,33 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
                 for number, one in enumerate(facts["measurements"], 1)
             ],
         )  # fmt: skip
+
+
+def _emit_verdicts(facts: dict[str, Any]) -> None:
+    """What the comparison says of each candidate, with its interval and the reason where nothing can be said."""
+    rows = facts.get("verdicts", [])
+    if not rows:
+        return
+    asked = {trial["candidate"]: _options(trial["requested"]) for trial in facts["trials"]}
+    emit()
+    emit_table(
+        ["", "against", "metric", "verdict", "effect", "interval", "n", "asked"],
+        [
+            (
+                row["candidate"],
+                row["against"],
+                row["metric"],
+                row["verdict"],
+                f"{row['effect'] - 1:+.1%}" if row["effect"] is not None else None,
+                f"{row['ci'][0] - 1:+.1%} to {row['ci'][1] - 1:+.1%}" if row["ci"] else None,
+                row["n"],
+                asked.get(row["candidate"], f"as {row['against']}"),
+            )
+            for row in rows
+        ],
+    )
+    for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):
+        emit(f"  {', '.join(dict.fromkeys(row['candidate'] for row in rows if row['reason'] == reason))}: {reason}")
 
 
 def _options(options: dict[str, Any]) -> str:

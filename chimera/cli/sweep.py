@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chimera.domain.run import Run, Target
+from chimera.domain.run import Target
 from chimera.domain.verdict import Metric
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 
-from . import narrate
-from .output import emit, emit_json, emit_table, say
+from .output import emit, emit_json, say
 from .targets import find_target
-from .work import Embedded, Json, Model, RunRef, Server, Start, Yes, show_run, workload_from
+from .work import Embedded, Json, Model, RunRef, Server, Start, Yes, follow, workload_from
 
 if TYPE_CHECKING:
     from chimera.runner.planning import Sketch, Survey
-    from chimera.store.journal import Journal
 
 METRICS: dict[str, Metric] = {
     "rate": "decode_tok_s",
@@ -34,6 +32,7 @@ _AXIS = "Values separated by commas, or `auto` for a grid that fits the model."
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("sweep")(sweep)
+    app.command("tune")(tune)
     app.command("validate")(validate)
 
 
@@ -71,7 +70,6 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Compare settings in interleaved rounds, and say what is better, the same, or not decided."""
-    from chimera.runner.launch import start_worker
     from chimera.runner.planning import create_study, option_axes, sketch
     from chimera.store.journal import Journal
 
@@ -113,18 +111,9 @@ def sweep(
         return
     journal = Journal.open()
     try:
-        created = create_study(journal, target, drawn, name=name)
-        child = start_worker(journal, created.id)
-        if detach:
-            say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
-            if json:
-                emit_json({"schema_version": 1, "run": {"id": created.id, "state": "running"}})
-            return
-        ended, code = narrate.follow_to_end(journal, created.id, child)
-        show_run(journal, ended, json, measurements=False)
+        follow(journal, create_study(journal, target, drawn, name=name), detach=detach, json=json)
     finally:
         journal.close()
-    raise typer.Exit(code)
 
 
 async def survey_of(target: Target, workload: Workload) -> Survey:
@@ -186,6 +175,48 @@ def _time(seconds: float | None) -> str:
     return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
+def tune(
+    budget: Annotated[str | None, typer.Option(help="Longest time, like 15m.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")] = None,
+    prompt_tokens: Annotated[int | None, typer.Option()] = None,
+    output_tokens: Annotated[int | None, typer.Option()] = None,
+    seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
+    server: Server = None,
+    model: Model = None,
+    embedded: Embedded = False,
+    start: Start = None,
+    yes: Yes = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    json: Json = False,
+) -> None:
+    """The guide's five steps in one run: baseline, GPU layers, context, sampling, validation."""
+    from chimera.runner.launch import fresh_seed
+    from chimera.runner.tune import create_tune
+    from chimera.store.journal import Journal
+
+    workload = workload_from(
+        Workload(requests=3),
+        {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
+        fixed=False,
+    )
+    target = find_target(server, model, embedded=embedded, start=start, yes=yes)
+    say("looking at the server …")
+    known = asyncio.run(survey_of(target, workload))
+    journal = Journal.open()
+    try:
+        created = create_tune(
+            journal,
+            target,
+            known,
+            workload,
+            seed=fresh_seed() if seed is None else seed,
+            budget_s=seconds_of(budget) if budget else None,
+        )
+        follow(journal, created, detach=detach, json=json)
+    finally:
+        journal.close()
+
+
 def validate(
     ref: RunRef = "last",
     candidate: Annotated[str | None, typer.Option(help="Instead of the run's winner.")] = None,
@@ -195,40 +226,12 @@ def validate(
     json: Json = False,
 ) -> None:
     """Fresh rounds of a run's winner against its baseline."""
-    from chimera.runner.launch import start_worker
     from chimera.runner.planning import create_validation
     from chimera.store.journal import Journal
 
     journal = Journal.open()
     try:
         created = create_validation(journal, journal.run(ref), candidate=candidate, rounds=rounds, seed=seed)
-        child = start_worker(journal, created.id)
-        if detach:
-            say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
-            return
-        ended, code = narrate.follow_to_end(journal, created.id, child)
-        show_run(journal, ended, json, measurements=False)
+        follow(journal, created, detach=detach, json=json)
     finally:
         journal.close()
-    raise typer.Exit(code)
-
-
-def emit_verdicts(journal: Journal, run: Run) -> None:
-    """The table of a comparing run."""
-    trials = {trial.candidate: trial for trial in journal.trials(run.id)}
-    emit_table(
-        ["candidate", "asked", "metric", "verdict", "effect", "interval", "n", "why"],
-        [
-            (
-                one.candidate,
-                str(trials[one.candidate].requested) if one.candidate in trials else "",
-                one.metric,
-                one.verdict,
-                f"{one.effect - 1:+.1%}" if one.effect is not None else None,
-                f"{one.ci[0] - 1:+.1%} to {one.ci[1] - 1:+.1%}" if one.ci else None,
-                one.n,
-                one.reason or "",
-            )
-            for one in journal.verdicts(run.id)
-        ],
-    )

@@ -93,7 +93,7 @@ def run(
 ) -> None:
     """Measure one configuration: one load, one discarded request, then the measured ones."""
     from chimera.presets.loader import find
-    from chimera.runner.launch import create_run, start_worker
+    from chimera.runner.launch import create_run
     from chimera.store.journal import Journal
 
     chosen = find(preset) if preset else None
@@ -124,16 +124,23 @@ def run(
             seed=seed,
             name=name,
         )
-        child = start_worker(with_journal, created.id)
-        if detach:
-            say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
-            if json:
-                emit_json({"schema_version": 1, "run": {"id": created.id, "state": "running"}})
-            return
-        ended, code = narrate.follow_to_end(with_journal, created.id, child)
-        show_run(with_journal, ended, json, measurements)
+        follow(with_journal, created, detach=detach, json=json, measurements=measurements)
     finally:
         with_journal.close()
+
+
+def follow(journal: Journal, created: Run, *, detach: bool, json: bool, measurements: bool = False) -> None:
+    """Start the worker of a run and follow it to its end, or leave it alone; ends the command with its exit code."""
+    from chimera.runner.launch import start_worker
+
+    child = start_worker(journal, created.id)
+    if detach:
+        say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
+        if json:
+            emit_json({"schema_version": 1, "run": {"id": created.id, "state": "running"}})
+        return
+    ended, code = narrate.follow_to_end(journal, created.id, child)
+    show_run(journal, ended, json, measurements)
     raise typer.Exit(code)
 
 
@@ -213,7 +220,6 @@ def _send(ref: str, command: str) -> None:
 def resume(ref: RunRef = "last", detach: Annotated[bool, typer.Option("--detach", help="Do not follow it.")] = False,
            json: Json = False) -> None:  # fmt: skip
     """Go on with a run that is paused, was stopped, failed or crashed; nothing that is finished is repeated."""
-    from chimera.runner.launch import start_worker
     from chimera.store.journal import Journal
 
     journal = Journal.open()
@@ -225,15 +231,9 @@ def resume(ref: RunRef = "last", detach: Annotated[bool, typer.Option("--detach"
             return
         if found.state not in RESUMABLE:
             raise ConfigError(f"run {found.id} is {found.state}: there is nothing left to do in it.")
-        child = start_worker(journal, found.id)
-        if detach:
-            say(f"run {found.id} goes on; `chimera attach {found.id}` follows it.")
-            return
-        ended, code = narrate.follow_to_end(journal, found.id, child)
-        show_run(journal, ended, json, False)
+        follow(journal, found, detach=detach, json=json)
     finally:
         journal.close()
-    raise typer.Exit(code)
 
 
 def worker(ref: Annotated[str, typer.Argument()]) -> None:

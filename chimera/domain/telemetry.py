@@ -138,7 +138,13 @@ class VramParts:
     """Buffers of the engine other than weights and KV cache."""
     foreign_bytes: Reading = PENDING
     """Of processes that are not the model server's."""
+    engine_bytes: Reading = PENDING
+    """Of the model server's processes, all parts together."""
     source: Source = "derived"
+    """Of weights, KV cache and buffers: no driver tells them apart."""
+    held_source: Source = "measured"
+    """Of `engine_bytes` and `foreign_bytes`: `measured` by the driver's list of processes, or `derived` from what the
+    server says it holds."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,9 +126,10 @@ async def _receive(backend: Backend, request: GenerateRequest, seen: _Seen, sent
                 seen.text.append(event.text)
                 total += event.count
                 live.token(event.at, event.count, seen.stamps[0] - sent)
-                if total > request.output_tokens + _EXTRA_TOKENS:
+                # Pieces of text are counted as well: a server whose own count stands still must not stream for ever.
+                if max(total, len(seen.stamps)) > request.output_tokens + _EXTRA_TOKENS:
                     raise BadAnswer(
-                        f"The server sent over {total} tokens where {request.output_tokens} were asked for: "
+                        f"The server sent over {max(total, len(seen.stamps))} tokens where {request.output_tokens} were asked for: "
                         "it does not keep to the length limit, so its figures cannot be compared."
                     )
             elif isinstance(event, Headers):

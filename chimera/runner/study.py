@@ -42,33 +42,48 @@ class Next:
     """Where the study stands, in one line."""
 
 
-def plan_of(journal: Journal, run: Run) -> Plan:
-    """The rules of a comparing run. Raises `ConfigError` for a run of another kind."""
-    rules = run.plan.get("rules")
-    if rules is None:
-        raise ConfigError(f"run {run.id} is a {run.kind}: it compares nothing, so there is no plan in it.")
-    return Plan.of(planned_trials(journal, run), run.seed, rules)
+def stage_plans(journal: Journal, run: Run) -> list[tuple[dict[str, Any], Plan]]:
+    """The stages of a run that were drawn so far, each with its plan; a run other than `tune` is one stage.
 
-
-def planned_trials(journal: Journal, run: Run) -> list[Trial]:
-    """The trials with the settings that were derived when the run was planned.
-
-    What was read back later is in the journal as well, but orders that follow from settings must not change with it.
+    Trials carry the settings that were derived when they were planned: what was read back later is in the journal as
+    well, but orders that follow from settings must not change with it.
     """
-    settings: dict[str, dict[str, Any]] = run.plan.get("settings", {})
-    trials = []
-    for trial in journal.trials(run.id):
-        planned = settings.get(trial.candidate)
-        trials.append(replace(trial, effective=None if planned is None else Options.of(planned)))
-    return trials
+    stages = run.plan.get("stages", [run.plan] if "rules" in run.plan else [])
+    trials = journal.trials(run.id)
+    found = []
+    for number, stage in enumerate(stages, 1):
+        if "rules" not in stage:
+            continue
+        members = stage.get("candidates")
+        settings: dict[str, dict[str, Any]] = stage.get("settings", {})
+        mine = [
+            replace(trial, effective=Options.of(settings[trial.candidate]) if trial.candidate in settings else None)
+            for trial in trials
+            if members is None or trial.candidate in members
+        ]
+        seed = run.seed if members is None else run.seed + number
+        found.append((stage, Plan.of(mine, seed, stage["rules"])))
+    return found
+
+
+def plan_of(journal: Journal, run: Run) -> Plan:
+    """The rules of a comparing run, of the last stage where it has several.
+
+    Raises `ConfigError` for a run that compares nothing.
+    """
+    found = stage_plans(journal, run)
+    if not found:
+        raise ConfigError(f"run {run.id} is a {run.kind}: it compares nothing, so there is no plan in it.")
+    return found[-1][1]
 
 
 def outcomes(journal: Journal, run: Run, plan: Plan) -> list[Outcome]:
-    """Every finished session of a run, void ones included."""
+    """Every finished session of a plan's trials, void ones included."""
+    names = {trial.candidate for trial in plan.trials}
     by_session: dict[int, list[Measurement]] = {}
     for row in journal.measurements(run.id):
         by_session.setdefault(row.session, []).append(row.measurement)
-    sessions = [one for one in journal.sessions(run.id) if one.state in {"done", "void"}]
+    sessions = [one for one in journal.sessions(run.id) if one.state in {"done", "void"} and one.candidate in names]
     start = _preflight_temperature(sessions)
     return [_outcome(one, by_session.get(one.seq, []), run.workload.output_tokens, start) for one in sessions]
 
@@ -99,15 +114,30 @@ def advance(journal: Journal, run: Run) -> Next | Done:
     """What to do next in a comparing run; keeps the verdicts in the journal as they now stand."""
     while True:
         run = journal.run(run.id)
-        plan = plan_of(journal, run)
-        now = standing(plan, outcomes(journal, run, plan))
+        stages = stage_plans(journal, run)
+        if not stages:
+            if _draw_next(journal, run):
+                continue
+            return Done("No step can matter here: every setting has the effect of the defaults.")
+        rows: list[Verdict] = []
+        for _, plan in stages:
+            now = standing(plan, outcomes(journal, run, plan))
+            rows += table(plan, now)
         if isinstance(now.step, NeedCohort):
             propose_cohort(journal, run, plan, now, now.step.number)
             continue
-        journal.set_verdicts(run.id, table(plan, now))
+        journal.set_verdicts(run.id, rows)
         if isinstance(now.step, Done):
+            if run.kind == "tune" and _draw_next(journal, run):
+                continue
             return now.step
         return _next(journal, run, plan, now, now.step)
+
+
+def _draw_next(journal: Journal, run: Run) -> bool:
+    from .tune import next_stage
+
+    return run.kind == "tune" and next_stage(journal, run)
 
 
 def _next(journal: Journal, run: Run, plan: Plan, now: Standing, step: Round) -> Next:
@@ -161,12 +191,23 @@ def failure_of(error: BackendError) -> Failure:
 
 
 def recommendation(journal: Journal, run: Run) -> Recommendation:
-    """What a comparing run recommends, as far as its data carry it."""
+    """What a comparing run recommends, as far as its data carry it; of a tuning run what its last step says."""
     plan = plan_of(journal, run)
     return chosen(plan, standing(plan, outcomes(journal, run, plan)))
 
 
 def final_verdicts(journal: Journal, run: Run) -> list[Verdict]:
     """The table computed anew from the raw data."""
-    plan = plan_of(journal, run)
-    return table(plan, standing(plan, outcomes(journal, run, plan)))
+    return [
+        row
+        for _, plan in stage_plans(journal, run)
+        for row in table(plan, standing(plan, outcomes(journal, run, plan)))
+    ]
+
+
+def shares_load(run: Run, candidate: str) -> bool:
+    """Whether a candidate is compared inside one load: sampling options only differ."""
+    for stage in run.plan.get("stages", [run.plan]):
+        if candidate in stage.get("candidates", (candidate,)) and "rules" in stage:
+            return bool(stage["rules"].get("one_load"))
+    return False

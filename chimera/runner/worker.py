@@ -29,7 +29,8 @@ from chimera.tuning.protocol import FAILURE_WORDS, Done
 
 from .recorder import Gate, ProgressWriter, Recorder
 from .sampler import Sampler
-from .study import COMPARING, advance, failure_of, recommendation
+from .study import COMPARING, advance, failure_of, recommendation, shares_load, stage_plans
+from .tune import validation_report
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -161,7 +162,7 @@ class Worker:
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
                 await self._one(backend, session, trial, total, recorder, prompts)
             if run.kind in COMPARING:
-                journal.log(run.id, recommendation(journal, run).words, "notice")
+                self._conclude()
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
@@ -190,6 +191,17 @@ class Worker:
         """Stay queued until another run has ended, however it did."""
         while before is not None and await asyncio.to_thread(self._journal.is_held, before):  # noqa: ASYNC110 - a lock
             await asyncio.sleep(CONTROL_S)
+
+    def _conclude(self) -> None:
+        """Say what the whole run has shown."""
+        journal, run = self._journal, self._run
+        if stage_plans(journal, run):
+            journal.log(run.id, recommendation(journal, run).words, "notice")
+        if run.kind == "tune":
+            for check in validation_report(journal, run):
+                value = "unknown" if check["value"] is None else f"{check['value']:.3g} (limit {check['limit']:g})"
+                journal.log(run.id, f"step 5, {check['check']}: {check['result']}, {value}; {check['words']}", "notice")
+            journal.log(run.id, "Quality is not scored: read the outputs of two settings side by side.")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
         if touched:
@@ -237,6 +249,7 @@ class Worker:
         said = ""
         while True:
             step = await asyncio.to_thread(advance, journal, run)
+            self._run = journal.run(run.id)  # a step may have added candidates and rules
             if isinstance(step, Done):
                 journal.log(run.id, step.reason)
                 return
@@ -264,7 +277,7 @@ class Worker:
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
         self._sampler.begin_session()
         comparing = run.kind in COMPARING
-        one_load = comparing and bool(run.plan["rules"].get("one_load"))
+        one_load = comparing and shares_load(run, session.candidate)
         workload = replace(run.workload, requests=BLOCK) if one_load else run.workload
         try:
             outcome = await run_session(

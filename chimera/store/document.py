@@ -41,7 +41,9 @@ CSV_COLUMNS = (
     "other_s", "total_s", "prompt_tokens", "cached_tokens", "completion_tokens", "decode_tok_s", "client_decode_tok_s",
     "finish_reason", "cold", "void_reason", "error", "agent", "instance",
 )  # fmt: skip
-"""After the option columns; the import reads the same names."""
+"""After the candidate and the option columns; the import reads the same names."""
+SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure")
+"""What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
 
 Figure = Callable[[Measurement], float | None]
 _FIGURES: dict[str, Figure] = {
@@ -93,6 +95,7 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
         "findings": [_finding(finding) for finding in journal.findings(run.id)],
     }
     if measurements:
+        found["sessions"] = [_session(session) for session in sessions]
         found["measurements"] = [_measurement(row) for row in rows]
     return cast("dict[str, Any]", clean(found))
 
@@ -181,6 +184,10 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {**asdict(finding), "since": iso(finding.since)}
 
 
+def _session(session: Session) -> dict[str, Any]:
+    return {**asdict(session), "started_at": iso(session.started_at), "ended_at": iso(session.ended_at)}
+
+
 def _measurement(row: Row) -> dict[str, Any]:
     place = {"trial": row.candidate, "session": row.session, "round": row.round, "phase": row.phase}
     return {**place, **asdict(row.measurement), "started_at": iso(row.measurement.started_at)}
@@ -192,17 +199,46 @@ def export_json(journal: Journal, run: Run) -> str:
 
 
 def export_csv(journal: Journal, run: Run) -> str:
-    """One line a request, in the columns that `chimera runs import` reads; empty = unknown, or not asked for."""
+    """One line a request, in the columns that `chimera runs import` reads; empty = unknown, or not asked for.
+
+    A void session without any request (its load failed) has a line of its own, with what went wrong.
+    """
     requested = {trial.candidate: trial.requested.as_dict() for trial in journal.trials(run.id)}
     asked = [name for name in OPTION_NAMES if any(name in options for options in requested.values())]
+    sessions = {session.seq: session for session in journal.sessions(run.id)}
+    told = [name for name in SESSION_COLUMNS if any(one.facts.get(name) is not None for one in sessions.values())]
+    rows = journal.measurements(run.id)
+    lines = [(row.session, row.candidate, _measurement(row)) for row in rows]
+    seen = {row.session for row in rows}
+    lines += [(one.seq, one.candidate, _empty(one)) for one in sessions.values() if _is_empty(one, seen)]
+    lines.sort(key=lambda line: line[0])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*asked, *CSV_COLUMNS])
-    for order, row in enumerate(journal.measurements(run.id), 1):
-        values = {"order": order, **_measurement(row)}
-        options = requested.get(row.candidate, {})
-        writer.writerow([_cell(options.get(name)) for name in asked] + [_cell(values[name]) for name in CSV_COLUMNS])
+    writer.writerow(["candidate", *asked, *CSV_COLUMNS, *told])
+    for order, (seq, candidate, found) in enumerate(lines, 1):
+        values = {"order": order, **found}
+        options, facts = requested.get(candidate, {}), sessions[seq].facts
+        writer.writerow(
+            [_cell(candidate)]
+            + [_cell(options.get(name)) for name in asked]
+            + [_cell(values.get(name)) for name in CSV_COLUMNS]
+            + [_cell(facts.get(name)) for name in told]
+        )
     return out.getvalue()
+
+
+def _is_empty(session: Session, seen: set[int]) -> bool:
+    return session.state == "void" and session.seq not in seen and session.facts.get("failure") is not None
+
+
+def _empty(session: Session) -> dict[str, Any]:
+    place = {"session": session.seq, "round": session.round, "phase": session.phase}
+    return {
+        **place,
+        "started_at": iso(session.started_at),
+        "void_reason": session.void_reason,
+        "error": session.facts.get("error"),
+    }
 
 
 def _cell(value: object) -> object:

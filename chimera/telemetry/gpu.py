@@ -20,6 +20,7 @@ from chimera.domain.text import plain
 from .asking import NOT_FOUND, Asker, available, code_of, within
 from .reasons import BY_ID, REASONS, severity_order
 
+MEMORY_CLOCK_S = 2.0  # it changes with the P-state, not with the load
 SLOW_S = 5.0
 RARE_S = 50.0
 STALE_AFTER_S = 3 * SLOW_S
@@ -170,7 +171,7 @@ class Device:
         self.processes = processes
         self._parent = parent
         self._slow: dict[str, tuple[float, Any]] = {}
-        self._slow_at = self._rare_at = float("-inf")
+        self._memory_clock_at = self._slow_at = self._rare_at = float("-inf")
         self._pcie = {"tx": Counter(), "rx": Counter()}
         self._times: dict[str, tuple[float, float]] = {}
         self._shares: dict[str, Throttle] = {}
@@ -332,7 +333,10 @@ class Device:
         total, used, reserved, free = self._memory(now)
         temperature = self._number("temperature", now, lambda: nvml.nvmlDeviceGetTemperature(handle, 0), 0, 200, "°C")
         sm = self._number("sm clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM), 0, 1e5, "MHz")
-        mem = self._number("mem clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEM), 0, 1e5, "MHz")
+        if now - self._memory_clock_at >= MEMORY_CLOCK_S - _SLACK_S:
+            self._memory_clock_at = now
+            mem = self._number("mem clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEM), 0, 1e5, "MHz")
+            self._keep("mem clock", now, mem)
         reasons = self._reasons(now)
         at = stamp()
         fields = self._fields(_FAST_FIELDS, now)
@@ -362,7 +366,7 @@ class Device:
             temperature_c=temperature,
             memory_temperature_c=within(fields[_MEMORY_TEMPERATURE], 1, 200, "°C"),
             sm_mhz=sm,
-            mem_mhz=mem,
+            mem_mhz=self._kept("mem clock", now),
             power_w=power,
             energy_j=energy,
             pcie_tx_bytes_s=_SHARED_MEMORY if shared else self._pcie["tx"].rate(fields[_PCIE_TX], at),

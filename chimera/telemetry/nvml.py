@@ -27,7 +27,7 @@ BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 
 TICK_S = 1.0
 _SLACK_S = 0.15  # a tick that comes a little early still counts as the next one
-_EVENTS_EVERY_S = 2.0
+_EVENTS_EVERY_S = 5.0
 _XIDS_KEPT = 100
 _XID_EVENT = 0x8
 
@@ -243,6 +243,7 @@ class NvmlCollector:
             self._refused(error, now)
             return
         self._pid = os.getpid()
+        self._used_at = now
         general = Asker(self._count)
         version = general.ask("driver", now, pynvml.nvmlSystemGetDriverVersion)
         self._driver = "" if isinstance(version, Missing) else plain(str(version))

@@ -89,18 +89,19 @@ class TestContract(BackendContract):
         return Ollama(absent_url())
 
 
+@pytest.fixture(scope="module")
+def process_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with ollama_process(tmp_path_factory.mktemp("ollama"), prefill_s=0.0001, decode_s=0.001) as url:
+        yield url
+
+
 @on_linux
 class TestContractOnTheSameHost(TestContract):
     """With the engine's process in sight."""
 
-    @pytest.fixture(scope="class")
-    def url(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-        with ollama_process(tmp_path_factory.mktemp("ollama"), prefill_s=0.0001, decode_s=0.001) as url:
-            yield url
-
     @pytest.fixture
-    async def backend(self, url: str) -> AsyncIterator[Backend]:
-        backend = Ollama(url)
+    async def backend(self, process_url: str) -> AsyncIterator[Backend]:
+        backend = Ollama(process_url)
         yield backend
         await backend.close()
 

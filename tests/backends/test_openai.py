@@ -94,7 +94,8 @@ async def test_counts_are_found_wherever_they_ride(usage: Usage, completions: bo
 async def test_the_last_true_counts_win_over_zeros_that_follow() -> None:
     stream = (
         b'data: {"choices":[{"text":"a"}],"usage":{"prompt_tokens":9,"completion_tokens":1}}\n\n'
-        b'data: {"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":9,"completion_tokens":2}}\n\n'
+        b'data: {"choices":[{"text":"b","finish_reason":"length"}],'
+        b'"usage":{"prompt_tokens":9,"completion_tokens":2}}\n\n'
         b'data: {"choices":[],"usage":{"prompt_tokens":0,"completion_tokens":0}}\n\ndata: [DONE]\n\n'
     )
     async with ScriptedOpenAI() as server:

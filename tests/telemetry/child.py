@@ -1,11 +1,11 @@
 """Runs an NVML collector in a process of its own, whose loader finds the stand-in; prints one JSON object a tick.
 
-`python -m tests.telemetry.child '{"ticks": 3, "scale": 20}'`. The collector's clock runs `scale` times as fast.
+`python -m tests.telemetry.child '{"ticks": 3}'`. Time is the plan's, for the collector and for the stand-in, so that
+nothing waits and nothing depends on how busy the machine is; with `real` it is the system's clock.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import dataclasses
 import json
@@ -17,9 +17,7 @@ from typing import Any
 from chimera.domain.readings import Missing
 from chimera.telemetry.nvml import NvmlCollector
 
-with contextlib.suppress(ImportError):
-    import psutil  # noqa: F401 - so that their import takes no scenario time
-    import pynvml  # noqa: F401
+BEGIN = 1000.0
 
 
 def plain(value: Any) -> Any:
@@ -35,28 +33,37 @@ def plain(value: Any) -> Any:
     return value
 
 
+class Library:
+    """The stand-in, where the loader finds one."""
+
+    def __init__(self) -> None:
+        self._library: ctypes.CDLL | None = None
+        try:
+            self._library = ctypes.CDLL("libnvidia-ml.so.1")
+            self._library.standin_set_time.argtypes = [ctypes.c_double]
+        except (OSError, AttributeError):
+            self._library = None
+
+    def set_time(self, seconds: float) -> None:
+        """What time it is for the scenario."""
+        if self._library is not None:
+            self._library.standin_set_time(seconds)
+
+    def calls(self, gpu: int) -> int:
+        """Calls so far that concern a GPU, or with -1 all."""
+        return int(self._library.standin_calls(gpu)) if self._library is not None else 0
+
+
 def main() -> None:
     """Play what the only argument says."""
-    plan: dict[str, Any] = {
-        "ticks": 2,
-        "scale": 1.0,
-        "every": 1.0,
-        "quiet_from": None,
-        "fork_at": None,
-        "reinit_at": None,
-    }
-    plan |= json.loads(sys.argv[1])
-    scale = float(plan["scale"])
-
-    def clock() -> float:
-        return time.monotonic() * scale
-
-    started = clock()
-    collector = NvmlCollector(clock=clock)
+    plan: dict[str, Any] = {"ticks": 2, "every": 1.0, "real": False}
+    plan |= {"quiet_from": None, "fork_at": None, "reinit_at": None} | json.loads(sys.argv[1])
+    library = Library()
+    clock = Clock(library, real=plan["real"])
+    started = clock.now()
+    collector = NvmlCollector(clock=clock.now)
     for tick in range(plan["ticks"]):
-        due = started + tick * plan["every"]
-        while clock() < due:
-            time.sleep(max(0.0, (due - clock()) / scale))
+        clock.wait_until(started + tick * plan["every"])
         if plan["quiet_from"] is not None:
             collector.quiet = tick >= plan["quiet_from"]
         if tick == plan["reinit_at"]:
@@ -66,20 +73,38 @@ def main() -> None:
             if pid := os.fork():
                 _, status = os.waitpid(pid, 0)
                 sys.exit(os.waitstatus_to_exitcode(status))
-        now = clock()
+        now = clock.now()
         begun = time.monotonic()
         state = collector.read(now)
         line = {"tick": tick, "t": now - started, "started": started, "took": time.monotonic() - begun}
-        line |= {"state": plain(state), "calls": collector.calls, "pid": os.getpid()}
-        try:
-            library = ctypes.CDLL("libnvidia-ml.so.1")
-            counted = [library.standin_calls(gpu) for gpu in range(-1, len(state.infos))]
-        except (OSError, AttributeError):
-            counted = []
-        print(json.dumps(line | {"counted": counted}), flush=True)
-    counters = [plain(one) for one in collector.counters(clock())]
+        line |= {"state": plain(state), "calls": collector.calls, "pid": os.getpid(), "counted": library.calls(-1)}
+        print(json.dumps(line), flush=True)
+    counters = [plain(one) for one in collector.counters(clock.now())]
     collector.close()
-    print(json.dumps({"counters": counters, "state": plain(collector.read(clock()))}))
+    print(json.dumps({"counters": counters, "state": plain(collector.read(clock.now()))}))
+
+
+class Clock:
+    """The plan's time, or the system's."""
+
+    def __init__(self, library: Library, *, real: bool) -> None:
+        self._library = library
+        self._real = real
+        self._now = BEGIN
+        if not real:
+            library.set_time(BEGIN)
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+        return time.monotonic() if self._real else self._now
+
+    def wait_until(self, due: float) -> None:
+        """Let time pass."""
+        if not self._real:
+            self._now = due
+            self._library.set_time(due)
+        while self.now() < due:
+            time.sleep(due - self.now())
 
 
 if __name__ == "__main__":

@@ -87,19 +87,16 @@ def no_driver_env() -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": str(empty)}
 
 
-def play(
-    scenario: str, *, ticks: int = 2, scale: float = 20, plan: dict[str, Any] | None = None, **params: Any
-) -> list[dict[str, Any]]:
+def play(scenario: str, *, ticks: int = 2, plan: dict[str, Any] | None = None, **params: Any) -> list[dict[str, Any]]:
     """Let a collector in a child process read a scenario, and give what it read at each tick.
 
     Args:
         scenario: Name of a scenario.
         ticks: Readings, one a second of scenario time.
-        scale: Scenario seconds in one second, for the scenario and for the collector's clock.
         plan: More for the child, see `child.py`.
         params: For `nvml_env`.
     """
-    return play_in(nvml_env(scenario, scale=scale, **params), {"ticks": ticks, "scale": scale, **(plan or {})})
+    return play_in(nvml_env(scenario, **params), {"ticks": ticks, **(plan or {})})
 
 
 def play_in(env: dict[str, str], plan: dict[str, Any]) -> list[dict[str, Any]]:
@@ -320,16 +317,15 @@ def busy_half_full() -> str:
     return gpu(util=92, used_gib=24 * 0.45)
 
 
-def idle_clocks() -> str:
+def idle_clocks(**more: Any) -> str:
     """Nothing runs: clocks dropped, idle bit set."""
-    return gpu(util=0, mem_util=0, temp=34, power=22_000, pstate=8, reasons=1, gen=1, used_gib=0.8) + (
-        "\nsm_clock 210\nmem_clock 405"
-    )
+    idle = gpu(util=0, mem_util=0, temp=34, power=22_000, pstate=8, reasons=1, gen=1, used_gib=0.8, **more)
+    return f"{idle}\nsm_clock 210\nmem_clock 405"
 
 
 def idle_laptop() -> str:
     """A laptop's GPU that nothing uses."""
-    return idle_clocks().replace(process(os.getpid(), 0.3, 85), "")
+    return idle_clocks(processes="")
 
 
 def stuck_pstate() -> str:

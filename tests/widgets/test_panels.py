@@ -269,8 +269,18 @@ def test_the_memory_bar_names_its_parts_and_what_is_left() -> None:
     gib = 1024**3
     panel.update(data.gpus(), {"GPU-0": VramParts(weights_bytes=6 * gib, kv_bytes=2 * gib, compute_bytes=UNSUPPORTED)})
     shown = text(panel, 80)
-    assert "█ weights 6.0  ▓ KV 2.0  ░ rest 2.0  · free 1.9" in shown
+    assert "█ weights ~6.0  ▓ KV ~2.0  ░ rest 2.0  · free 1.9" in shown
     assert "compute" not in shown
+
+
+def test_a_model_whose_parts_are_unknown_is_shown_whole_and_as_it_is_known() -> None:
+    panel = GpuPanel()
+    gib = 1024**3
+    parts = VramParts(UNSUPPORTED, UNSUPPORTED, UNSUPPORTED, 1 * gib, 7 * gib)
+    panel.update(data.gpus(), {"GPU-0": parts})
+    assert "█ model 7.0  ░ others 1.0  ░ rest 2.0" in text(panel, 80)
+    panel.update(data.gpus(), {"GPU-0": replace(parts, held_source="derived")})
+    assert "█ model ~7.0  ░ others ~1.0  ░ rest 2.0" in text(panel, 80)
 
 
 def test_full_memory_stands_out() -> None:

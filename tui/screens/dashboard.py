@@ -17,11 +17,17 @@ from chimera.widgets.log import EventLog
 from chimera.widgets.progress import RunPanel
 from chimera.widgets.server import ServerPanel
 from chimera.widgets.throughput import ThroughputPanel
+from chimera.widgets.trends import TRENDS, TrendChart, readings
 from chimera.widgets.ttft import TtftPanel
 
 if TYPE_CHECKING:
+    from chimera.domain.telemetry import Snapshot
+    from chimera.telemetry.alerts import Mark
+
     from ..state import LiveState
 
+LETTERS = {"alert": "A", "model": "L", "load": "L", "preset": "P", "run": "R"}
+CPU = next(index for index, trend in enumerate(TRENDS) if trend.key == "cpu")
 HINT = "1-5 run the guide's presets, 6-9 your own; ? helps"
 
 
@@ -33,18 +39,24 @@ class Dashboard(Screen[None]):
         Binding("f", "freeze", "Freeze", tooltip="Charts stand still; readings go on"),
         Binding("plus,equals_sign", "zoom(1)", "Longer", show=False, tooltip="The charts show a longer time"),
         Binding("minus", "zoom(-1)", "Shorter", show=False, tooltip="The charts show a shorter time"),
-        Binding("z", "maximise", "Maximise", show=False, tooltip="The focused panel fills the screen"),
+        Binding("c", "course", "Chart", show=False, tooltip="What the second chart shows"),
+        Binding("z", "maximise", "Maximise", show=False, tooltip="The focused panel, or the chart, fills the screen"),
     ]
 
-    def __init__(self) -> None:
+    def __init__(self, epoch: float | None = None) -> None:
         super().__init__()
+        self._epoch = epoch
+        self._fed = 0.0
+        self._chosen = False
+        self._requests = 0
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-broad")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def compose(self) -> ComposeResult:
         """Rows of panels, by width and height of the terminal."""
         with Horizontal(id="speed"):
-            yield ThroughputPanel(id="throughput")
+            yield ThroughputPanel(id="throughput", epoch=self._epoch)
+            yield TrendChart(id="trend", epoch=self._epoch)
             yield TtftPanel(id="ttft")
         with Horizontal(id="machine"):
             yield GpuPanel(id="gpu")
@@ -63,16 +75,27 @@ class Dashboard(Screen[None]):
         """Show the newest of everything; a panel whose rows did not change sends nothing."""
         update, snapshot = state.update, state.snapshot
         rate, label = state.rate()
-        self.query_one("#throughput", ThroughputPanel).update(now, rate, label=label, rates=state.rates())
-        self.query_one("#ttft", TtftPanel).update(state.measurements)
+        self.query_one("#throughput", ThroughputPanel).update(
+            now, rate, label=label, rates=state.rates(), roof=state.roof
+        )
+        others = state.others_ttft()
+        self.query_one("#ttft", TtftPanel).update(state.measurements, others)
         if snapshot is not None:
-            self.query_one("#gpu", GpuPanel).update(snapshot.gpus)
+            self.query_one("#gpu", GpuPanel).update(snapshot.gpus, state.parts)
             self.query_one("#host", HostPanel).update(snapshot.host)
+            self._course(state, snapshot)
+        for mark in state.new_marks():
+            self._mark(mark)
+        count = len(state.book.alerts)
+        subtitle = f"▲ {count} alert{'s' if count > 1 else ''}: l" if count else ""
+        log = self.query_one("#log", EventLog)
+        if (log.border_subtitle or "") != subtitle:
+            log.border_subtitle = subtitle
         self.query_one("#server", ServerPanel).update(
             state.server,
             state.model,
             effective=state.effective,
-            sample=snapshot.server if snapshot else None,
+            sample=state.seen,
             problem=state.problem,
         )
         valid, cold, voids = state.counts()
@@ -90,27 +113,63 @@ class Dashboard(Screen[None]):
         severity = {"warn": "warn", "error": "error", "notice": "notice"}.get(level, "info")
         self.query_one("#log", EventLog).write(text, at=at, severity=severity)  # type: ignore[arg-type]
 
-    def other_run(self) -> None:
-        """Another run is shown from now on."""
-        self.query_one("#throughput", ThroughputPanel).clear()
+    @property
+    def _charts(self) -> tuple[ThroughputPanel, TrendChart]:
+        return self.query_one("#throughput", ThroughputPanel), self.query_one("#trend", TrendChart)
 
-    def mark(self, now: float, letter: str) -> None:
-        """Mark a moment on the charts."""
-        self.query_one("#throughput", ThroughputPanel).mark(now, letter)
+    def _course(self, state: LiveState, snapshot: Snapshot) -> None:
+        """Feed the second chart, once a snapshot."""
+        if snapshot.at == self._fed:
+            return
+        self._fed = snapshot.at
+        trend = self.query_one("#trend", TrendChart)
+        if not self._chosen:
+            # Without a GPU there is nothing to see in its curves.
+            self._chosen = True
+            trend.show(0 if snapshot.gpus.infos else CPU)
+        values = readings(snapshot)
+        others = state.others_ttft()
+        if len(state.measurements) != self._requests and state.measurements:
+            last = state.measurements[-1].ttft_s
+            values["ttft"] = None if last is None else last * 1000
+        elif others is not None:
+            values["ttft"] = others[0] * 1000
+        self._requests = len(state.measurements)
+        trend.feed(snapshot.at, values, gpus=sum(info.parent is None for info in snapshot.gpus.infos))
+
+    def _mark(self, mark: Mark) -> None:
+        """Draw a moment on the charts, and say in the log what it is."""
+        letter = "U" if mark.text.endswith("unloaded") else LETTERS.get(mark.kind, "?")
+        for chart in self._charts:
+            chart.mark(mark.at, letter)
 
     def action_freeze(self) -> None:
         """Freeze or thaw the charts."""
-        panel = self.query_one("#throughput", ThroughputPanel)
-        panel.frozen = not panel.frozen
+        on = not self._charts[0].frozen
+        for chart in self._charts:
+            chart.frozen = on
 
     def action_zoom(self, steps: int) -> None:
         """Change the time that the charts show."""
-        panel = self.query_one("#throughput", ThroughputPanel)
-        panel.window_s = zoom(panel.window_s, steps)
+        window_s = zoom(self._charts[0].window_s, steps)
+        for chart in self._charts:
+            chart.window_s = window_s
+
+    def action_course(self) -> None:
+        """Show the next reading; where there is room for one chart beside the first, requests take their turn."""
+        trend = self.query_one("#trend", TrendChart)
+        self._chosen = True
+        if not self.has_class("-broad", "-course"):
+            self.add_class("-course")
+            return
+        following = (trend.shown + 1) % len(TRENDS)
+        trend.show(following)
+        if following == 0:
+            self.remove_class("-course")
 
     def action_maximise(self) -> None:
         """The focused panel fills the screen, or goes back."""
         if self.maximized is not None:
             self.minimize()
-        elif self.focused is not None:
-            self.maximize(self.focused)
+        else:
+            self.maximize(self.focused or self._charts[0])

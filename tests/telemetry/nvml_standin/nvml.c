@@ -2,8 +2,8 @@
  * Stands in for libnvidia-ml.so.1: the part of NVML's C interface that Chimera's collector calls, playing a scenario.
  *
  * The scenario is a text file named by NVML_STANDIN_SCENARIO; see read_scenario() for its lines. Its time runs from
- * the first nvmlInit, `scale` times as fast as CLOCK_MONOTONIC, for what happens and for the counters: a reader whose
- * clock runs as fast sees the shares as written.
+ * the first nvmlInit, `scale` times as fast as CLOCK_MONOTONIC, for what happens and for the counters. A test that
+ * calls standin_set_time() keeps the time itself.
  *
  * With -DOLD_DRIVER the library lacks what drivers before R510 lack.
  */
@@ -66,7 +66,10 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 static double speed = 1;
 
+static double told = -1;
+
 static double wall(void) {
+    if (told >= 0) return told;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (now.tv_sec + now.tv_nsec / 1e9) * speed;
@@ -171,6 +174,8 @@ static void read_scenario(void) {
         }
     }
     fclose(file);
+    for (int i = 0; i < gpu_count; i++)
+        if (has(&gpus[i], "power") && !has(&gpus[i], "energy")) set(&gpus[i], "energy", 1e6);
 }
 
 /* Let the counters of all GPUs run until this moment. */
@@ -189,7 +194,7 @@ static void integrate(double until) {
             snprintf(key, sizeof key, "field.%d", field);
             set(gpu, key, get(gpu, key, 0) + gpu->properties[p].value * span * (is_time ? 1e9 : 1));
         }
-        if (has(gpu, "power")) set(gpu, "energy", get(gpu, "energy", 1e6) + get(gpu, "power", 0) * span);
+        if (has(gpu, "power")) set(gpu, "energy", get(gpu, "energy", 0) + get(gpu, "power", 0) * span);
     }
 }
 
@@ -252,9 +257,11 @@ static int answer(device_t *gpu, const char *key, unsigned *out) {
     return SUCCESS;
 }
 
-/* -- for tests: how many calls were made ------------------------------------------------------------------------- */
+/* -- for tests: how many calls were made, and what time it is ---------------------------------------------------- */
 
 long standin_calls(int gpu) { return gpu < 0 ? all_calls : gpus[gpu].calls; }
+
+void standin_set_time(double seconds) { told = seconds; }
 
 /* -- the library ------------------------------------------------------------------------------------------------- */
 
@@ -604,7 +611,7 @@ int nvmlEventSetWait_v2(void *set, event_t *out, unsigned timeout_ms) {
         xid_first += any;
         pthread_mutex_unlock(&lock);
         if (any) return SUCCESS;
-        if (wall() >= until) return TIMEOUT;
+        if (wall() >= until || told >= 0) return TIMEOUT;
         usleep(500);
     }
 }
