@@ -7,13 +7,15 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from threading import Thread
 from typing import ClassVar, Literal
 
 from textual import on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.screen import Screen
-from textual.worker import Worker, WorkerState, get_current_worker
+from textual.worker import Worker, WorkerState
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.options import LOAD_OPTIONS
@@ -23,18 +25,30 @@ from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 
 from . import feeds, requests
-from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServersFound, SnapshotTaken, Told
+from .messages import (
+    Inspected,
+    LeftChanged,
+    ModelsListed,
+    RunChanged,
+    ServerSeen,
+    ServersFound,
+    SnapshotTaken,
+    Told,
+)
+from .screens.alerts import Alerts
 from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
 from .screens.help import Help
 from .screens.servers import PickServer
-from .state import LiveState
+from .state import ACTIVE, LiveState, changed_models
 
 
 def open_ui(options: UiOptions) -> int:
     """Run the UI until the user leaves; says on the way out what goes on without it. Returns the exit code."""
     app = ChimeraApp(options)
     app.run()
+    if app.journal_thread is not None:
+        app.journal_thread.join(feeds.LEAVE_S)
     if app.farewell:
         sys.stdout.write(f"{app.farewell}\n")
     return app.return_code or 0
@@ -55,6 +69,7 @@ class ChimeraApp(App[None]):
         Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
         Binding("x", "stop", "Stop", id="stop", tooltip="Stop the run; what was measured is kept"),
         Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
+        Binding("l", "alerts", "Alerts", id="alerts", tooltip="What went wrong, also while nobody looked"),
         Binding("question_mark", "help", "Help", key_display="?", id="help"),
         Binding("q", "quit", "Leave", id="leave", tooltip="A run goes on"),
     ]
@@ -66,8 +81,9 @@ class ChimeraApp(App[None]):
         self.farewell = ""
         over_ssh = bool(os.environ.get("SSH_CONNECTION"))
         self.paint_s = 1.0 if over_ssh else 0.5
-        self.telemetry = feeds.TelemetryFeed(self.post_message, 1.0)
-        self.journal = feeds.JournalFeed(self.post_message)
+        self.telemetry = feeds.TelemetryFeed(self.post, 1.0)
+        self.journal = feeds.JournalFeed(self.post)
+        self.journal_thread: Thread | None = None
         self.journal.follow(options.attach)
         if options.embedded:
             self.state.target = Target("embedded", assume_yes=True)
@@ -79,36 +95,35 @@ class ChimeraApp(App[None]):
 
     def start_feeds(self) -> None:
         """Everything that needs heavy imports begins here, after the first paint."""
-        self._watch_machine()
-        self._watch_journal()
+        feeds.begin("telemetry", self.post, self.telemetry.run)
+        self.journal_thread = feeds.begin("journal", self.post, self.journal.run)
         if self.state.target is None:
             self.look_for_servers(self.options.server)
         else:
             self._inspect(self.state.target)
 
+    def on_unmount(self) -> None:
+        """The threads may end."""
+        self.telemetry.leave()
+        self.journal.leave()
+
     # Threads -----------------------------------------------------------------------------------------------------
 
-    @work(thread=True, group="telemetry", exit_on_error=False)
-    def _watch_machine(self) -> None:
-        self.telemetry.run(get_current_worker())
+    def post(self, message: Message) -> None:
+        """From a thread, which may outlive the app by a moment."""
+        with suppress(RuntimeError):
+            self.post_message(message)
 
-    @work(thread=True, group="journal", exit_on_error=False)
-    def _watch_journal(self) -> None:
-        self.journal.run(get_current_worker())
-
-    @work(thread=True, group="servers", exclusive=True, exit_on_error=False)
     def look_for_servers(self, url: str | None) -> None:
         """Ask around which servers answer."""
-        feeds.find_servers(self.post_message, url)
+        feeds.begin("detection", self.post, lambda: feeds.find_servers(self.post, url))
 
-    @work(thread=True, group="models", exclusive=True, exit_on_error=False)
     def ask_models(self, server: ServerInfo) -> None:
         """Ask a server for its models."""
-        feeds.list_models(self.post_message, server)
+        feeds.begin("list of models", self.post, lambda: feeds.list_models(self.post, server))
 
-    @work(thread=True, group="inspect", exclusive=True, exit_on_error=False)
     def _inspect(self, target: Target) -> None:
-        feeds.inspect(self.post_message, target)
+        feeds.begin("inspection", self.post, lambda: feeds.inspect(self.post, target))
 
     @on(Worker.StateChanged)
     def _thread_changed(self, event: Worker.StateChanged) -> None:
@@ -119,28 +134,48 @@ class ChimeraApp(App[None]):
 
     @on(SnapshotTaken)
     def _snapshot(self, message: SnapshotTaken) -> None:
-        self.state.snapshot = message.snapshot
+        state = self.state
+        state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
+        state.book.own_pids = frozenset(state.watched.engine_pids)
+        for alert in state.book.see(message.snapshot):
+            self.log_line(alert.title, "error" if alert.severity == "error" else "warn")
+
+    @on(ServerSeen)
+    def _server_seen(self, message: ServerSeen) -> None:
+        before, self.state.seen = self.state.seen, message.sample
+        target = self.state.target
+        if target is not None and not self.state.running and changed_models(before, message.sample):
+            self._inspect(target)  # what is loaded is another, so what runs is as well
 
     @on(RunChanged)
     def _run_changed(self, message: RunChanged) -> None:
         before = self.state.update.run.state if self.state.update else None
+        stage = self.state.progress.stage if self.state.progress else None
         other = self.state.take(message.update)
-        run, progress = message.update.run, message.update.progress
-        board = self.board
-        if board is not None:
-            if other:
-                board.other_run()
-                board.mark(time.monotonic(), "P" if run.preset else "R")
-            for event in message.update.events:
-                board.log_line(event.text, at=event.at, level=event.level)
-            if run.state == "crashed" and before != "crashed":
-                self.tell(f"run {run.id}: its worker is gone. `chimera resume {run.id}` goes on where it was.", "warn")
-        url = progress.url if progress and self.state.running else None
-        pids = (progress.pid,) if progress and progress.pid and self.state.running else ()
-        watched = ServerInfo("embedded", url) if url and run.target.kind == "embedded" else self.state.server
-        self.telemetry.watch(watched if watched and watched.url else None, pids)
+        run, progress, now = message.update.run, self.state.progress, time.monotonic()
+        for event in message.update.events:
+            if self.board is not None:
+                self.board.log_line(event.text, at=event.at, level=event.level)
+        if other:
+            self.state.book.mark(now, "preset" if run.preset else "run", run.preset or run.kind)
+            if not self.state.knows(run.target):
+                self._inspect(run.target)
+        if progress is not None and progress.stage == "loading" and stage != "loading" and run.target.url is None:
+            self.state.book.mark(now, "load", "the engine of this run")
+        if run.state == "crashed" and before != "crashed":
+            self.tell(f"run {run.id}: its worker is gone. `chimera resume {run.id}` goes on where it was.", "warn")
+        if before in ACTIVE and run.state not in ACTIVE and self.state.target is not None:
+            self._inspect(self.state.target)  # settings were put back
+        self._watch()
         if other or run.state != before:
             self.paint()
+
+    def _watch(self) -> None:
+        """Telemetry looks at what the state says."""
+        watched = self.state.watched
+        if not (watched.loaded.running or self.state.running):
+            self.state.seen = None
+        self.telemetry.watch(watched)
 
     @on(ServersFound)
     def _servers_found(self, message: ServersFound) -> None:
@@ -160,9 +195,10 @@ class ChimeraApp(App[None]):
 
     @on(Inspected)
     def _inspected(self, message: Inspected) -> None:
-        self.state.inspected = message
-        if message.problem and message.target == self.state.target:
-            self.tell(message.problem, "error")
+        self.state.inspect(message.target, message.loaded)
+        if message.loaded.problem and message.target == self.state.target:
+            self.tell(message.loaded.problem, "error")
+        self._watch()
 
     @on(LeftChanged)
     @work(exit_on_error=False, group="ask")
@@ -205,14 +241,19 @@ class ChimeraApp(App[None]):
 
     def paint(self) -> None:
         """Show the newest of everything."""
-        board = self.board
-        if board is not None:
-            board.paint(self.state, time.monotonic())
+        now = time.monotonic()
+        for screen in self.screen_stack:
+            if isinstance(screen, Dashboard | Alerts) and screen.is_mounted:
+                screen.paint(self.state, now)
+
+    def log_line(self, text: str, level: str) -> None:
+        """A line in the log, now."""
+        if self.board is not None:
+            self.board.log_line(text, at=time.time(), level=level)
 
     def tell(self, text: str, level: str = "info") -> None:
         """A line in the log; problems also as a note that is seen from every screen."""
-        if self.board is not None:
-            self.board.log_line(text, at=time.time(), level=level)
+        self.log_line(text, level)
         if level in {"warn", "error"}:
             self.notify(plain(text), severity="error" if level == "error" else "warning", markup=False, timeout=8)
 
@@ -225,8 +266,7 @@ class ChimeraApp(App[None]):
         server = self.state.server
         if server is not None:
             self.tell(f"server: {server.title} {server.url}".rstrip())
-            if not self.state.running:
-                self.telemetry.watch(server if server.url else None)
+        self._watch()
 
     def action_preset(self, digit: int) -> None:
         """Run the preset on this digit."""
@@ -320,6 +360,10 @@ class ChimeraApp(App[None]):
         target = await self.push_screen_wait(PickServer(self.state.servers, self.state.explanation))
         if target is not None:
             self.choose(target)
+
+    def action_alerts(self) -> None:
+        """What went wrong."""
+        self.push_screen(Alerts(self.state))
 
     def action_help(self) -> None:
         """Keys, words, and the help of the focused panel."""

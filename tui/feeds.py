@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chimera.domain.run import ENDED, Run, Target
@@ -51,7 +51,7 @@ def begin(name: str, post: Post, work: Callable[[], None]) -> threading.Thread:
 class Watched:
     """What is watched, and how."""
 
-    loaded: Loaded = Loaded()
+    loaded: Loaded = field(default_factory=Loaded)
     engine_pids: tuple[int, ...] = ()
     """The engine's processes where the server's own sample does not name them."""
     quiet: bool = False

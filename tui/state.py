@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading, number
-from chimera.domain.run import ENDED, Progress, Target
+from chimera.domain.run import ENDED, Progress, RunState, Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
@@ -18,6 +18,7 @@ from chimera.telemetry.loaded import Loaded
 
 from .feeds import Watched
 
+ACTIVE: frozenset[RunState] = frozenset({"running", "paused", "queued"})
 Known = tuple[str, str | None, str | None]
 
 
@@ -54,7 +55,7 @@ class LiveState:
     @property
     def running(self) -> bool:
         """The followed run is being worked on."""
-        return self.update is not None and self.update.run.state in {"running", "paused", "queued"}
+        return self.update is not None and self.update.run.state in ACTIVE
 
     @property
     def progress(self) -> Progress | None:
@@ -176,3 +177,13 @@ class LiveState:
         valid = sum(one.valid for one in self.measurements)
         cold = sum(one.cold for one in self.measurements)
         return valid, cold, Counter(one.void_reason for one in self.measurements if one.void_reason)
+
+
+def changed_models(before: ServerSample | None, now: ServerSample) -> bool:
+    """The server has loaded or left a model, or holds one in another way."""
+    if before is None or isinstance(before.models, Missing) or isinstance(now.models, Missing):
+        return False
+    old, new = before.models, now.models
+    return {(one.name, one.context, one.vram_bytes) for one in old} != {
+        (one.name, one.context, one.vram_bytes) for one in new
+    }

@@ -209,6 +209,8 @@ class Plot:
         found: dict[int, str] = {}
         for mark in self._marks:
             column = int((mark.at - self._start) / self.window_s * width)
+            while column in found:
+                column += 1  # marks of the same moment stand beside each other
             if 0 <= column < width and not (self._frozen_at is not None and mark.at > self._frozen_at):
                 found[column] = mark.letter
         return found
@@ -221,7 +223,7 @@ class Plot:
         ruler, times = ["─"] * plot_width, [" "] * (width - label)
         free = 0
         index = math.ceil((self._start - zero) / step)
-        while (at := zero + index * step) < self._start + self.window_s:
+        while self._origin is not None and (at := zero + index * step) < self._start + self.window_s:
             column = int((at - self._start) / self.window_s * plot_width)
             text = self._time_text(at - zero, step)
             begin = max(column + 1 - len(text) // 2, 0)

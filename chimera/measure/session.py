@@ -5,6 +5,7 @@ The session is the unit of replication: requests inside one load are not indepen
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class SessionOutcome:
     void_reason: VoidReason | None
     """Set where no request of it counts: the commonest reason."""
     facts: dict[str, Any] = field(default_factory=dict)
+    """`load_s`, and `tokens_sent`: each prompt's length as it was known before it was sent, a lower bound."""
 
 
 def read_prompt_file(path: str) -> str:
@@ -108,8 +110,9 @@ async def run_session(
     round_: int | str = 1,
     live: LiveRequest | None = None,
     loaded: bool = False,
+    seconds: float | None = None,
 ) -> SessionOutcome:
-    """Load `options`, discard one full-length request, measure `workload.requests`.
+    """Load `options`, discard one full-length request, measure `workload.requests`, or for `seconds` without a pause.
 
     With `loaded` the load part of `options` already runs and has answered before: nothing is loaded or discarded, so
     that sampling options can be compared inside one load.
@@ -126,9 +129,14 @@ async def run_session(
         facts["load_s"] = time.perf_counter() - before
         await observer.loaded(effective)
     results: list[Measurement] = []
+    sent: list[int] = []
+    facts["tokens_sent"] = sent
     warm_loads_s: list[float] = []
     failures = 0
-    for number in range(1 if loaded else 0, workload.requests + 1):
+    ends = None if seconds is None else time.perf_counter() + seconds
+    for number in itertools.count(1 if loaded else 0):
+        if number > workload.requests if ends is None else time.perf_counter() >= ends and number > 1:
+            break
         role: Role = "measure" if number else "warmup"
         await observer.checkpoint()
         await observer.stage("measuring" if number else "warmup", number)
@@ -152,6 +160,7 @@ async def run_session(
         )
         prompts.learn(prompt, timed.measurement)
         results.append(timed.measurement)
+        sent.append(prompt.tokens or prompt.words)
         await observer.measured(timed)
         if timed.measurement.void_reason is None and timed.measurement.load_s is not None:
             warm_loads_s.append(timed.measurement.load_s)

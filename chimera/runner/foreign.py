@@ -32,8 +32,9 @@ from pydantic import (
 
 from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.options import KV_CACHE_TYPES, OPTION_NAMES, OPTION_RANGES, FlashAttention, KvCacheType, Options
+from chimera.domain.readings import Source
 from chimera.domain.run import Session, SessionPhase, Trial
-from chimera.domain.server import ModelInfo, ServerInfo, ServerKind
+from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.text import plain
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
@@ -60,6 +61,8 @@ class ForeignRow:
     measurement: Measurement | None
     label: str | None = None
     """What the file calls this configuration; None where only its options tell."""
+    extra: str | None = None
+    """What else sets it apart, in words: a model, a flag that is none of our options."""
     role_told: bool = False
     """The file says whether the request was a discarded one."""
     baseline: bool = False
@@ -82,6 +85,8 @@ class OwnRun:
     """A document of ours, as it was exported."""
 
     trials: tuple[Trial, ...]
+    effective: Mapping[str, Effective]
+    """What was read back, by candidate."""
     sessions: tuple[Session, ...]
     measurements: tuple[tuple[int, Measurement], ...]
     """With the `seq` of their session, in the order in which they came."""
@@ -584,7 +589,7 @@ def _read_llama_bench(path: Path, text: str) -> Sheet:
                 line=line,
                 options=options,
                 measurement=_bench_measurement(bench, ns / 1e9),
-                label=label,
+                extra=label,
                 role_told=True,
                 session=session,
                 timed=bench.test_time is not None,
@@ -726,7 +731,7 @@ def _read_ollama_bench(path: Path, text: str, output_tokens: int | None) -> Shee
         measured, corrected = _epoch_measurement(epoch, output_tokens)
         uncorrected += not corrected
         rows.append(
-            ForeignRow(epoch.line, Options(), measured, label=epoch.name, role_told=True, session=session)
+            ForeignRow(epoch.line, Options(), measured, extra=epoch.name, role_told=True, session=session)
         )
     if uncorrected:
         notes.append(
@@ -816,6 +821,8 @@ class _OwnTrial(BaseModel):
     role: Literal["baseline", "candidate", "current"]
     requested: dict[str, Any]
     effective: dict[str, Any] | None = None
+    sources: dict[str, Source] = Field(default_factory=dict)
+    unread: list[str] = Field(default_factory=list)
     merged: list[Annotated[str, AfterValidator(plain)]] = Field(default_factory=list)
     notes: list[Annotated[str, AfterValidator(plain)]] = Field(default_factory=list)
 
@@ -882,6 +889,11 @@ def _read_own(path: Path, text: str) -> Sheet:
     _check_own(path, trials, sessions, places)
     own = OwnRun(
         trials,
+        {
+            trial.candidate: Effective(_own_options(trial.effective), trial.sources, unread=tuple(trial.unread))
+            for trial in found.trials
+            if trial.effective is not None
+        },
         sessions,
         tuple((place.session, one) for place, one in zip(places, measured, strict=True)),
         found.run.plan,

@@ -13,6 +13,7 @@ from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
 from chimera.domain.telemetry import GpuSample, Snapshot
+from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -26,9 +27,11 @@ _PENDING = asdict(PENDING)
 class Sampler:
     """Reads GPUs, host and server while a run goes on; costly reads pause while a request is timed."""
 
-    def __init__(self, journal: Journal, run_id: str) -> None:
+    def __init__(self, journal: Journal, run_id: str, live: LiveRequest | None = None) -> None:
         self._journal = journal
         self._run_id = run_id
+        self._live = live
+        self._engines: dict[int, dict[str, str]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="telemetry", daemon=True)
         self._collector: Collector | None = None
@@ -77,6 +80,7 @@ class Sampler:
         self._collector = collector = Collector()
         collector.quiet = self._quiet
         watched: ServerInfo | None = None
+        identified = False
         try:
             while not self._ended.wait(SAMPLE_S):
                 if self._server != watched:
@@ -86,13 +90,51 @@ class Sampler:
                     collector.server = ServerWatch(watched.kind, watched.url) if watched else None
                 collector.engine_pids = self._engine
                 snapshot = collector.snapshot()
+                # Both clocks are read at once, so that any sample tells their difference (`evidence.read_sample`).
+                at = time.time() - time.monotonic() + snapshot.at
                 with self._lock:
                     self._session.append(snapshot)
-                self._journal.add_samples(self._run_id, [(time.time(), encode(snapshot))])
+                if snapshot.gpus.infos and not identified:
+                    identified = True
+                    self._journal.identify(self._run_id, gpus=encode(snapshot)["gpus"]["infos"])
+                self._journal.add_samples(self._run_id, [(at, encode(snapshot) | self._more(snapshot))])
         except Exception:  # noqa: BLE001 - a run must not end because watching it failed
             _log.exception("telemetry ended")
         finally:
             collector.close()
+
+    def _more(self, snapshot: Snapshot) -> dict[str, Any]:
+        """What stands beside a snapshot: our own rate just now, and the flags of engines that were started."""
+        more: dict[str, Any] = {}
+        live = self._live
+        if self._quiet and live is not None and live.rate is not None:
+            more["tok_s"] = live.rate
+        pids = snapshot.server.engine_pids if snapshot.server is not None else ()
+        fresh = {pid: engine_flags(pid) for pid in pids if pid not in self._engines}
+        self._engines |= fresh
+        started = [{"pid": pid, "args": args} for pid, args in fresh.items() if args]
+        return more | ({"engines": started} if started else {})
+
+
+_FLAGS: tuple[tuple[str, ...], ...] = (
+    ("-c", "--ctx-size"), ("-ngl", "--gpu-layers", "--n-gpu-layers"), ("-b", "--batch-size"), ("-ub", "--ubatch-size"),
+    ("-t", "--threads"), ("-np", "--parallel"), ("--flash-attn", "-fa"), ("--cache-type-k", "-ctk"), ("--main-gpu", "-mg"),
+)  # fmt: skip
+"""Load options as an engine's process shows them; the first name is the one that rules know."""
+
+
+def engine_flags(pid: int) -> dict[str, str]:
+    """Load options among the arguments of a llama.cpp server's process; empty for another process or one that is gone."""
+    import psutil
+
+    from chimera.backends.ollama_child import argument
+
+    try:
+        argv = psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return {}
+    values = {names[0]: argument(argv, *names) for names in _FLAGS}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 _THERMAL = ("sw-thermal", "hw-thermal", "power-brake", "hw-slowdown")
@@ -123,10 +165,13 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
     if not by_gpu:
         return facts
     thermal, power, energy, vram, sm = [], [], [], [], []
+    held: dict[str, float] = {}
     for samples in by_gpu.values():
         first, last = samples[0], samples[-1]
         wall = last.at - first.at
         if wall > 0:
+            for name in last.throttle_s:
+                held[name] = max(held.get(name, 0.0), _held(first, last, name, wall) or 0.0)
             thermal += [share for name in _THERMAL if (share := _held(first, last, name, wall)) is not None]
             power += [share for name in _POWER if (share := _held(first, last, name, wall)) is not None]
         used = [value for one in samples if (value := number(one.vram_used_bytes)) is not None]
@@ -142,6 +187,8 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
         facts["throttled_share"] = max(thermal)
     if power:
         facts["power_capped_share"] = max(power)
+    if held:
+        facts["throttle_shares"] = held
     if vram:
         facts["gpu_vram_peak_bytes"] = sum(vram)
     if energy and tokens:

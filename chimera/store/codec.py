@@ -56,8 +56,10 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _read(hint: Any, value: Any) -> Any:
     if isinstance(value, Mapping):
+        if get_origin(hint) is dict:
+            return {key: _read(get_args(hint)[1], item) for key, item in value.items()}
         words = [arm for arm in (hint, *get_args(hint)) if is_dataclass(arm)]
-        return decode(cast("type[Any]", words[0]), value) if words and get_origin(hint) is not dict else value
+        return decode(cast("type[Any]", words[0]), value) if words else value
     if isinstance(value, list):
         for arm in (hint, *get_args(hint)):
             if get_origin(arm) is tuple:

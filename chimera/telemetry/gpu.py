@@ -10,15 +10,16 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from chimera.domain.readings import PENDING, Missing, Reading, number
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample, Throttle
+from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample
 from chimera.domain.text import plain
 
 from .asking import NOT_FOUND, Asker, available, code_of, within
-from .reasons import BY_ID, REASONS, severity_order
+from .processes import Processes
+from .reasons import BY_ID, REASONS
+from .throttling import Throttling
 
 MEMORY_CLOCK_S = 2.0  # it changes with the P-state, not with the load
 SLOW_S = 5.0
@@ -72,46 +73,6 @@ def bandwidth_gb_s(bus_width_bits: float, memory_mhz: float) -> float:
     `bits / 8 x MHz x 2 / 1000`.
     """
     return bus_width_bits / 8 * memory_mhz * 2 / 1000
-
-
-class Processes:
-    """Names of processes by pid; `?` where a pid cannot be tied to one seen from here."""
-
-    _FOREVER_S = 60.0
-
-    def __init__(self, proc: Path) -> None:
-        self._names: dict[int, tuple[float, str]] = {}
-        self._foreign = _other_pids(proc)
-
-    def name(self, pid: int, now: float) -> str:
-        """The name of a process of this host."""
-        if self._foreign:
-            # The driver gives the pids of the outermost namespace; the same number here is somebody else.
-            return "?"
-        known = self._names.get(pid)
-        if known and now - known[0] < self._FOREVER_S:
-            return known[1]
-        import psutil
-
-        try:
-            name = plain(psutil.Process(pid).name()) or "?"
-        except (psutil.Error, OSError, ValueError):
-            name = "?"
-        if len(self._names) > 1000:
-            self._names.clear()
-        self._names[pid] = (now, name)
-        return name
-
-
-def _other_pids(proc: Path) -> bool:
-    """Whether the driver's pids are of another namespace: a container of its own, or WSL."""
-    try:
-        if "microsoft" in (proc / "version").read_text(encoding="utf-8", errors="replace").lower():
-            return True
-        # The kernel gives its first pid namespace this fixed inode (PROC_PID_INIT_INO).
-        return (proc / "self/ns/pid").readlink().name != "pid:[4026531836]"
-    except OSError:
-        return False
 
 
 class Counter:
@@ -173,10 +134,8 @@ class Device:
         self._slow: dict[str, tuple[float, Any]] = {}
         self._memory_clock_at = self._slow_at = self._rare_at = float("-inf")
         self._pcie = {"tx": Counter(), "rx": Counter()}
-        self._times: dict[str, tuple[float, float]] = {}
-        self._shares: dict[str, Throttle] = {}
+        self._throttling = Throttling()
         self._policy_at: dict[str, float] = {}
-        self._bits: int | None = None
         self._last_at: float | None = None
         self._instance_sample: GpuSample | None = None
         self._process_stamp = 0
@@ -351,7 +310,7 @@ class Device:
         energy = self._energy(fields, now)
         times = self._held(fields, now)
         window = 0.0 if self._last_at is None else at - self._last_at
-        throttles = self._throttles(times, reasons, at)
+        throttles = self._throttling.see(at, times, reasons, self._policy_at)
         self._last_at = at
         shared = self.info.integrated
         return GpuSample(
@@ -567,45 +526,6 @@ class Device:
             answer = self.asker.ask(f"policy {policy}", now, question)
             value: Reading = answer if isinstance(answer, Missing) else within(answer.violationTime, 0, 2**63, "ns")
             self._slow[f"policy {policy}"] = (now, value if isinstance(value, Missing) else value / 1e9)
-
-    def _throttles(self, times: dict[str, Reading], reasons: Reading, at: float) -> tuple[Throttle, ...]:
-        """What lowered the clocks: by the counters where there are any, else by the bits of two samples running."""
-        mask = None if isinstance(reasons, Missing) else int(reasons)
-        counted: set[str] = set()
-        found: dict[str, Throttle] = {}
-        for reason, held in times.items():
-            if isinstance(held, Missing):
-                self._times.pop(reason, None)
-                self._shares.pop(reason, None)
-                continue
-            counted.add(reason)
-            last = self._times.get(reason)
-            # A counter of the slow tier was read at its own time; until the next reading its share stands.
-            when = self._policy_at.get(reason, at)
-            if last is None or when > last[1]:
-                self._times[reason] = (held, when)
-                self._shares.pop(reason, None)
-            if last is not None and when > last[1] and held > last[0]:
-                share = min(1.0, (held - last[0]) / (when - last[1]))
-                self._shares[reason] = Throttle(reason, share, "counter", held - last[0])
-            if reason in self._shares:
-                found[reason] = self._shares[reason]
-        if "thermal" in counted:
-            counted |= {"sw-thermal", "hw-thermal"}
-            if (heat := found.pop("thermal", None)) is not None:
-                # The counter tells for how long, the bit which of the two.
-                which = {0x40: "hw-thermal", 0x20: "sw-thermal"}
-                name = next((name for bit, name in which.items() if mask is not None and mask & bit), "thermal")
-                found[name] = replace(heat, reason=name)
-        both = 0 if mask is None or self._bits is None else mask & self._bits
-        for reason_ in REASONS:
-            if reason_.bit & both and reason_.id not in counted and reason_.id != "gpu-idle":
-                found[reason_.id] = Throttle(reason_.id, 1.0, "bits")
-        if "hw-slowdown" in found and found.keys() & {"hw-thermal", "power-brake"}:
-            # Its cause is known, so the general bit says nothing new.
-            del found["hw-slowdown"]
-        self._bits = mask
-        return tuple(sorted(found.values(), key=lambda one: (severity_order(one.reason), -one.share)))
 
     # -- fields ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, GpuState
 from chimera.domain.text import plain
 
 from .asking import NOT_FOUND, TIMEOUT, Asker, DeviceLost, DriverGone, code_of, words_of
-from .gpu import RARE_S, Device, Processes, absent
+from .gpu import RARE_S, Device, absent
+from .processes import Processes
 
 BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Waits between attempts to open the driver again."""

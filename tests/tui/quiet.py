@@ -43,10 +43,10 @@ class QuietApp(ChimeraApp):
     def start_feeds(self) -> None:
         """No threads."""
 
-    def _inspect(self, target: Target) -> None:  # type: ignore[override]
+    def _inspect(self, target: Target) -> None:
         """Nobody to ask."""
 
-    def look_for_servers(self, url: str | None) -> None:  # type: ignore[override]
+    def look_for_servers(self, url: str | None) -> None:
         """Nobody to ask."""
         self.asked.append(("look", url))
 

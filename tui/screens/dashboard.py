@@ -34,6 +34,7 @@ HINT = "1-5 run the guide's presets, 6-9 your own; ? helps"
 class Dashboard(Screen[None]):
     """Panels over the live state; they repaint what changed and nothing else."""
 
+    AUTO_FOCUS = ""  # every key means what the footer says
     CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "freeze", "Freeze", tooltip="Charts stand still; readings go on"),
@@ -43,20 +44,22 @@ class Dashboard(Screen[None]):
         Binding("z", "maximise", "Maximise", show=False, tooltip="The focused panel, or the chart, fills the screen"),
     ]
 
-    def __init__(self, epoch: float | None = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._epoch = epoch
         self._fed = 0.0
+        """When the snapshot was taken that the second chart has."""
         self._chosen = False
-        self._requests = 0
+        """What the second chart shows has been decided."""
+        self._ttft: object = None
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide"), (160, "-broad")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
 
     def compose(self) -> ComposeResult:
         """Rows of panels, by width and height of the terminal."""
+        epoch: float = self.app.state.epoch  # type: ignore[attr-defined]  # the app is ChimeraApp
         with Horizontal(id="speed"):
-            yield ThroughputPanel(id="throughput", epoch=self._epoch)
-            yield TrendChart(id="trend", epoch=self._epoch)
+            yield ThroughputPanel(id="throughput", epoch=epoch)
+            yield TrendChart(id="trend", epoch=epoch)
             yield TtftPanel(id="ttft")
         with Horizontal(id="machine"):
             yield GpuPanel(id="gpu")
@@ -66,10 +69,6 @@ class Dashboard(Screen[None]):
             yield RunPanel(id="run", hint=HINT)
             yield EventLog(id="log")
         yield Footer(show_command_palette=False)
-
-    def on_mount(self) -> None:
-        """Nothing has the focus, so that every key means what the footer says."""
-        self.set_focus(None)
 
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; a panel whose rows did not change sends nothing."""
@@ -128,13 +127,13 @@ class Dashboard(Screen[None]):
             self._chosen = True
             trend.show(0 if snapshot.gpus.infos else CPU)
         values = readings(snapshot)
-        others = state.others_ttft()
-        if len(state.measurements) != self._requests and state.measurements:
-            last = state.measurements[-1].ttft_s
-            values["ttft"] = None if last is None else last * 1000
-        elif others is not None:
-            values["ttft"] = others[0] * 1000
-        self._requests = len(state.measurements)
+        # A time to first token is a point of its own, drawn once.
+        ttft = len(state.measurements), state.others_ttft()
+        if ttft != self._ttft:
+            last = state.measurements[-1].ttft_s if state.measurements else None
+            seconds = ttft[1][0] if ttft[1] is not None else last
+            values["ttft"] = None if seconds is None else seconds * 1000
+            self._ttft = ttft
         trend.feed(snapshot.at, values, gpus=sum(info.parent is None for info in snapshot.gpus.infos))
 
     def _mark(self, mark: Mark) -> None:
@@ -159,7 +158,7 @@ class Dashboard(Screen[None]):
         """Show the next reading; where there is room for one chart beside the first, requests take their turn."""
         trend = self.query_one("#trend", TrendChart)
         self._chosen = True
-        if not self.has_class("-broad", "-course"):
+        if not (self.has_class("-broad") or self.has_class("-course")):
             self.add_class("-course")
             return
         following = (trend.shown + 1) % len(TRENDS)

@@ -20,6 +20,8 @@ _KEYS = """\
 | `space` | pause or resume the run |
 | `x` | stop the run (asks once) |
 | `m` | pick server and model |
+| `l` | alerts: what went wrong, also while nobody looked |
+| `c` | another reading in the second chart |
 | `f` | freeze the charts |
 | `+` `-` | longer or shorter charts |
 | `tab` `z` | move between panels; maximise the focused one |
@@ -33,6 +35,7 @@ A run belongs to its worker process, not to this screen: leave, lose the connect
 * **tok/s** is the decode rate, (n-1) tokens over the time from the first to the last.
 * **TTFT** is the time to the first token: **queue** (waiting for a slot), **load** (the model being loaded),
   **prefill** (reading the prompt), and an honest **rest**.
+* **roof** is what the GPU's memory bandwidth allows for this model; **MBU** is the part of it that is used.
 * **void** marks a request that does not count, by rules fixed beforehand: its figures are kept and never shown as a
   result.
 * **asked / runs**: what was requested, and what the server really runs.
