@@ -23,6 +23,7 @@ from chimera.domain.preset import Preset
 from chimera.domain.run import Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
+from chimera.telemetry.loaded import changed_models
 
 from . import feeds, requests
 from .messages import (
@@ -40,7 +41,7 @@ from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
 from .screens.help import Help
 from .screens.servers import PickServer
-from .state import ACTIVE, LiveState, changed_models
+from .state import ACTIVE, LiveState
 
 
 def open_ui(options: UiOptions) -> int:

@@ -154,11 +154,15 @@ class LiveState:
             return None, words.get(progress.stage, progress.stage)
         sample = self.seen
         if sample is not None:
-            if not isinstance(sample.rate, Missing) and sample.rate > 0:
+            if sample.loading:
+                return None, "loading a model"
+            if isinstance(sample.rate, Missing):
+                if sample.rate.reason == "pending":
+                    return None, sample.rate.detail or "looking at the server …"
+                return sample.rate, "all clients"
+            if sample.rate > 0:
                 return sample.rate, f"all clients, by {sample.via}"
-            if sample.prefilling or sample.loading:
-                return None, "loading a model" if sample.loading else "reading a prompt"
-            return None, sample.note or "nothing is being generated"
+            return None, "reading a prompt" if sample.prefilling else "nothing is being generated"
         if update is not None and update.run.state in ENDED:
             return None, f"run {update.run.id} {update.run.state}"
         return None, "nothing is being generated"
@@ -177,13 +181,3 @@ class LiveState:
         valid = sum(one.valid for one in self.measurements)
         cold = sum(one.cold for one in self.measurements)
         return valid, cold, Counter(one.void_reason for one in self.measurements if one.void_reason)
-
-
-def changed_models(before: ServerSample | None, now: ServerSample) -> bool:
-    """The server has loaded or left a model, or holds one in another way."""
-    if before is None or isinstance(before.models, Missing) or isinstance(now.models, Missing):
-        return False
-    old, new = before.models, now.models
-    return {(one.name, one.context, one.vram_bytes) for one in old} != {
-        (one.name, one.context, one.vram_bytes) for one in new
-    }

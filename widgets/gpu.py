@@ -43,6 +43,8 @@ BETWEEN = 4
 """Columns between GPUs that stand side by side."""
 REMARK = 18
 """Columns kept for the reasons of lowered clocks in a table of GPUs."""
+NARROW = 34
+"""In fewer columns than this words give way to numbers."""
 FULL = 0.95
 """Share of VRAM from which it counts as full."""
 
@@ -113,6 +115,8 @@ class GpuPanel(Panel):
                     roomy = each >= (narrowest if columns == 1 else 50)
                     if roomy and columns <= len(pairs) and stacks * needed <= height:
                         return self._side_by_side(pairs, draw, columns, each, height // stacks)
+        if len(pairs) == 1 and height >= HALF_ROWS and width < NARROW:
+            return self._narrow(*pairs[0], width, height)
         return self._table(pairs, width, height)
 
     @staticmethod
@@ -212,20 +216,19 @@ class GpuPanel(Panel):
         known = _parts_of(self._parts.get(info.uuid))
         reserved = number(sample.vram_reserved_bytes)
         free = number(sample.vram_free_bytes)
-        items = list(known)
+        items = list(known) or [Part("used", used, "█", "part1")]
+        if free is not None:
+            items.append(Part("free", free, "·", "track"))
         if known:
             rest = max(used - sum(part.size for part in known), 0.0) + (reserved or 0.0)
             items.append(Part("rest", rest, "░", "part4"))
-        else:
-            items.append(Part("used", used, "█", "part1"))
-            if reserved is not None:
-                items.append(Part("reserved", reserved, "░", "part4"))
-        if free is not None:
-            items.append(Part("free", free, "·", "track"))
-        line = Line(width).add("", "muted", LABEL + VALUE + 2 if width >= 64 else 2)
-        for part in items:
-            text = f" {part.name} {part.sign}{format.gib(part.size)}"
-            if line.left < len(text) + 3:
+        elif reserved is not None:
+            items.append(Part("reserved", reserved, "░", "part4"))
+        words = [f" {part.name} {part.sign}{format.gib(part.size)}" for part in items]
+        whole = sum(len(text) + 3 for text in words)
+        line = Line(width).add("", "muted", LABEL + VALUE + 2 if whole <= width - LABEL - VALUE - 2 else 2)
+        for part, text in zip(items, words, strict=True):
+            if line.left < len(text) + 1:
                 break
             line.add(part.glyph, part.tone).add(text, "muted").gap(2)
         return line.row()
@@ -353,26 +356,56 @@ class GpuPanel(Panel):
         rows.append(trouble[0] if trouble else self._slowed(sample, width))
         return rows[:height]
 
+    # one GPU in a narrow column
+
+    def _narrow(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
+        rows = [self._title(info, sample, width)] if height > HALF_ROWS else []
+        if lost := _lost(sample):
+            return [*rows, *(Line(width).add(part, "error").row() for part in wrap(f"! {lost}", width, 3))]
+        line = Line(width).add("util", "muted", 5).add(_brief(sample.utilization, format.percent), "text", 7, "right")
+        if isinstance(sample.utilization, Missing):
+            line = Line(width).add("util", "muted", 6).add(format.missing(sample.utilization, now=sample.at), "muted")
+        rows.append(line.gap(2).add(_note("bus", sample.memory_utilization, format.percent), "muted").row())
+        used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+        line = Line(width).add("VRAM", "muted", 5)
+        if used is None or not total:
+            line.gap(1).add(format.reading(sample.vram_used_bytes, format.size, now=sample.at), "muted")
+        else:
+            filled = (used + (number(sample.vram_reserved_bytes) or 0.0)) / total
+            sign, tone = _fullness(filled)
+            line.add(sign + format.share(filled), tone, 7, "right").gap(2)
+            line.add(f"{format.gib(used)}/{format.gib(total)} GiB", "muted")
+        rows.append(line.row())
+        tone = temperature_tone(sample.margin_c)
+        line = Line(width).add("temp", "muted", 5)
+        line.add(SIGNS.get(tone, "") + _brief(sample.temperature_c, lambda value: f"{value:.0f} °C"), tone, 7, "right")
+        line.gap(2).add(_ratio(sample.power_w, sample.power_limit_w, "W"))
+        rows.append(line.row())
+        trouble = self._trouble(sample, width)
+        rows.append(trouble[0] if trouble else self._slowed(sample, width))
+        return rows[:height]
+
     # a row a GPU
 
     def _table(self, pairs: list[tuple[GpuInfo, GpuSample]], width: int, height: int) -> list[Row]:
         bars = min((width - 60) // 2, 12) if width >= 76 else 0
+        remark = REMARK if width >= NARROW else 2
         rows = []
         if height > len(pairs):
             head = Line(width).add("GPU", "muted", 4).add("util", "muted", 6, "right").gap(1 + bars)
             head.add("VRAM", "muted", 7, "right").gap(1 + bars)
             for name, size in (("temp", 6), ("left", 5), ("power W", 9), ("SM MHz", 11)):
-                if head.left >= size + REMARK:
+                if head.left >= size + remark:
                     head.add(name, "muted", size, "right")
-            rows.append(head.gap(2).add("slowed by", "muted").row())
+            rows.append(head.gap(2).add("slowed by" if head.left >= 11 else "", "muted").row())
         room = height - len(rows)
         shown = pairs if len(pairs) <= room else pairs[: max(room - 1, 0)]
-        rows += [self._line(info, sample, width, bars) for info, sample in shown]
+        rows += [self._line(info, sample, width, bars, remark) for info, sample in shown]
         if len(shown) < len(pairs):
             rows.append(Line(width).add(f"{len(pairs) - len(shown)} more GPUs do not fit here", "muted").row())
         return rows
 
-    def _line(self, info: GpuInfo, sample: GpuSample, width: int, bars: int) -> Row:
+    def _line(self, info: GpuInfo, sample: GpuSample, width: int, bars: int, remark: int) -> Row:
         line = Line(width).add(f"{info.index}", "text", 4)
         if lost := _lost(sample):
             return line.add(f"! {lost}", "error").row()
@@ -395,7 +428,7 @@ class GpuPanel(Panel):
             (_ratio(sample.sm_mhz, info.max_sm_mhz), "text", 11),
         ]
         for text, tone, size in cells:
-            if line.left >= size + REMARK:
+            if line.left >= size + remark:
                 line.add(text, tone, size, "right")
         words, tone = throttle_words(sample.throttles)
         if sample.xids:

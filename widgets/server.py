@@ -156,6 +156,4 @@ that was derived by a documented rule and not read back. **busy** counts request
 def _labelled(name: str, text: str, width: int, limit: int = 4) -> list[Row]:
     """A text with its name before the first line."""
     parts = wrap(text, max(width - LABEL, 1), limit)
-    return [
-        Line(width).add("" if index else name, "muted", LABEL).add(part).row() for index, part in enumerate(parts)
-    ]
+    return [Line(width).add("" if index else name, "muted", LABEL).add(part).row() for index, part in enumerate(parts)]

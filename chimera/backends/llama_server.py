@@ -469,6 +469,11 @@ class StartedLlamaServer(OwnedEngine):
         await self._probe()
         return ServerInfo(kind=self.kind, url=self.url or "", version=self._version)
 
+    @property
+    def help_text(self) -> str:
+        """What the program prints for `--help`; empty before `connect`."""
+        return self._help
+
     async def models(self) -> tuple[ModelInfo, ...]:
         """The one model that its flags name."""
         return (await self.model(),)

@@ -6,7 +6,7 @@ import typer
 
 from chimera import __version__
 
-from . import presets, runs, status, sweep, work
+from . import agents, apply, doctor, presets, runs, status, sweep, work
 
 app = typer.Typer(
     name="chimera",
@@ -34,6 +34,9 @@ def _main(version: bool = typer.Option(False, "--version", callback=_version, is
 
 work.register(app)
 sweep.register(app)
+apply.register(app)
+agents.register(app)
 status.register(app)
+doctor.register(app)
 app.add_typer(runs.app, name="runs")
 app.add_typer(presets.app, name="presets")

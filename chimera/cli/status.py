@@ -6,22 +6,25 @@ import asyncio
 import json as jsonlib
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from chimera.domain.readings import Missing, Reading
-from chimera.domain.run import Run
+from chimera.domain.readings import Missing, Reading, number
+from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import Snapshot
+from chimera.domain.telemetry import GpuInfo, GpuSample, ServerSample, Snapshot, VramParts
+from chimera.domain.text import plain
 
 from .output import emit, emit_json
 from .work import Json, Server
 
 if TYPE_CHECKING:
-    from chimera.backends.detect import Detection
     from chimera.store.journal import Journal
+    from chimera.telemetry.loaded import Loaded
 
 SETTLE_S = 1.0
 """Rates and shares need two readings so far apart."""
@@ -33,6 +36,24 @@ def register(app: typer.Typer) -> None:
     app.command("status")(status)
 
 
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Everything that is shown at one moment."""
+
+    loaded: Loaded
+    snapshot: Snapshot
+    parts: Mapping[str, VramParts]
+    roof: Reading
+    runs: list[Run]
+
+    @property
+    def mbu(self) -> float | None:
+        """The rate of all clients over the roof."""
+        server = self.snapshot.server
+        rate, roof = number(server.rate if server is not None else None), number(self.roof)
+        return rate / roof if rate and roof else None
+
+
 def status(
     server: Server = None,
     watch: Annotated[
@@ -41,101 +62,199 @@ def status(
     json: Json = False,
 ) -> None:
     """What the server, the GPUs and this machine do now, and which runs go on."""
-    from chimera.backends.detect import detect
+    from chimera.backends.detect import detect, explain
     from chimera.store.journal import Journal
     from chimera.telemetry.collector import Collector
-    from chimera.telemetry.serverwatch import ServerWatch
+    from chimera.telemetry.loaded import Loaded, changed_models
+    from chimera.telemetry.polling import ServerPoll
+    from chimera.telemetry.roof import decode_roof
+    from chimera.telemetry.vram import vram_parts
 
     detection = asyncio.run(detect(server))
     journal = Journal.open()
-    found = detection.found[0] if detection.found else _of_a_run(journal)
-    collector = Collector(ServerWatch(found.kind, found.url) if found else None)
+    poll, collector = ServerPoll(), Collector()
+    found = detection.found[0] if detection.found else None
+    seen: ServerSample | None = None
+    loaded = Loaded()
+    pids: tuple[int, ...] = ()
+    asked: object = None
     try:
         collector.snapshot()
         while True:
+            run, progress = (None, None) if found is not None else _working(journal)
+            of = found or (run and run.id, progress and (progress.url, progress.candidate))
+            after = poll.latest
+            if of != asked or (seen is not None and after is not None and changed_models(seen, after)):
+                loaded, asked = _look_up(found, run, progress, journal), of
+                pids = (progress.pid,) if progress is not None and progress.pid else ()
+            seen = after
+            poll.watch(loaded.server)
             time.sleep(SETTLE_S)
+            collector.server = poll if loaded.running else None
+            collector.engine_pids = pids
             snapshot = collector.snapshot()
-            runs = [run for run in journal.runs(limit=20) if run.state in _ACTIVE]
-            if json:
-                facts = _facts(found, snapshot, runs)
-                if watch:
-                    sys.stdout.write(jsonlib.dumps(facts, allow_nan=False) + "\n")
-                    sys.stdout.flush()
-                else:
-                    emit_json(facts)
+            parts = vram_parts(snapshot.gpus, loaded, snapshot.server, pids)
+            roof = decode_roof(snapshot.gpus, loaded, snapshot.server, parts)
+            runs = [one for one in journal.runs(limit=20) if one.state in _ACTIVE]
+            now = Now(loaded, snapshot, parts, roof, runs)
+            if json and watch:
+                sys.stdout.write(jsonlib.dumps(_facts(now), allow_nan=False) + "\n")
+            elif json:
+                emit_json(_facts(now))
             else:
                 if watch and sys.stdout.isatty():
                     sys.stdout.write("\x1b[H\x1b[J")
-                _emit(found, detection, snapshot, runs)
-                sys.stdout.flush()
+                if not loaded.running:
+                    emit(loaded.problem or explain(detection))
+                _emit(now)
+            sys.stdout.flush()
             if not watch:
                 return
     except KeyboardInterrupt:
         return
     finally:
         collector.close()
+        poll.close()
         journal.close()
 
 
-def _of_a_run(journal: Journal) -> ServerInfo | None:
-    """The server that the worker of a run has started: nobody finds it by its port."""
+def _working(journal: Journal) -> tuple[Run | None, Progress | None]:
+    """The run whose worker has started a server of its own: nobody finds it by its port."""
     for run in journal.runs(limit=20):
         progress = journal.progress(run.id) if run.state in {"running", "paused"} else None
         if progress is not None and progress.url:
-            return ServerInfo(run.target.kind, progress.url, run.server.version if run.server else None)
-    return None
+            return run, progress
+    return None, None
 
 
-def _facts(server: ServerInfo | None, snapshot: Snapshot, runs: list[Run]) -> dict[str, Any]:
+def _look_up(found: ServerInfo | None, run: Run | None, progress: Progress | None, journal: Journal) -> Loaded:
+    from chimera.telemetry.loaded import Loaded, look_up
+
+    if found is not None:
+        loaded = asyncio.run(look_up(Target(found.kind, url=found.url)))
+        return loaded if loaded.server is not None else replace(loaded, server=found)
+    if run is None or progress is None:
+        return Loaded()
+    loaded = asyncio.run(look_up(run.target))
+    server = replace(run.server or ServerInfo(run.target.kind, ""), url=progress.url or "")
+    effective = journal.effective(run.id, progress.candidate) if progress.candidate else None
+    return replace(loaded, server=server, effective=effective)
+
+
+def _facts(now: Now) -> dict[str, Any]:
     from chimera.runner.sampler import encode
     from chimera.store.document import run_document
 
-    seen = encode(snapshot)
-    now = seen.pop("server", None)
+    seen = encode(now.snapshot)
+    server, model = now.loaded.server, now.loaded.model
     return {
         "schema_version": 1,
-        "at": datetime.now(UTC).isoformat(),
         **seen,
-        "server": {"kind": server.kind, "url": server.url, "version": server.version, "now": now} if server else None,
-        "runs": [run_document(run) for run in runs],
+        "at": datetime.now(UTC).isoformat(),
+        "server": {"kind": server.kind, "url": server.url, "version": server.version, "now": seen.get("server")}
+        if server is not None and server.url
+        else None,
+        "model": {
+            "name": model.name,
+            "effective": now.loaded.options.as_dict(),
+            "roof_tok_s": _value(now.roof),
+            "mbu": now.mbu,
+        }
+        if model is not None
+        else None,
+        "vram": {
+            uuid: {name: _value(value) if name.endswith("_bytes") else value for name, value in _fields(parts).items()}
+            for uuid, parts in now.parts.items()
+        },
+        "runs": [run_document(run) for run in now.runs],
     }
 
 
-def _emit(server: ServerInfo | None, detection: Detection, snapshot: Snapshot, runs: list[Run]) -> None:
-    from chimera.backends.detect import explain
+def _fields(parts: VramParts) -> dict[str, Any]:
+    return {name: getattr(parts, name) for name in parts.__dataclass_fields__}
 
-    if server is None:
-        emit(explain(detection))
-    else:
-        emit(f"server  {server.title}  {server.url}")
-    sample = snapshot.server
-    if sample is not None:
-        models = () if isinstance(sample.models, Missing) else sample.models
-        for model in models:
-            size, on_gpus = _show(model.size_bytes, _gib), _show(model.vram_bytes, _gib)
-            emit(f"        {model.name}  {size} in memory, {on_gpus} on GPUs")
-        emit(f"        {_show(sample.rate, '{:.1f} tok/s'.format)} for all clients, busy {_show(sample.busy)}, "
-             f"waiting {_show(sample.waiting)}{f'  ({sample.via})' if sample.via else ''}")  # fmt: skip
-        if sample.note:
-            emit(f"        {sample.note}")
-    state = snapshot.gpus
+
+def _value(reading: Reading) -> float | dict[str, Any]:
+    """A number, or why there is none, as the journal writes it."""
+    if not isinstance(reading, Missing):
+        return reading
+    return {key: value for key, value in asdict(reading).items() if value is not None}
+
+
+def _emit(now: Now) -> None:
+    server, model = now.loaded.server, now.loaded.model
+    if server is not None and server.url:
+        emit(f"server  {plain(server.title)}  {plain(server.url)}")
+        _emit_server(now)
+    if model is not None:
+        emit(f"model   {plain(model.name)}  {now.loaded.options}")
+        mbu = f", {now.mbu:.0%} of it used (MBU)" if now.mbu is not None else ""
+        emit(f"        roof by memory bandwidth {_show(now.roof, '{:.1f} tok/s'.format)}{mbu}")
+    state = now.snapshot.gpus
     if state.missing is not None:
         emit(f"gpu     none: {state.missing}")
     for info, gpu in zip(state.infos, state.samples, strict=False):
-        used = f"{_show(gpu.vram_used_bytes, _gib)} of {_show(gpu.vram_total_bytes, _gib)}"
-        emit(f"gpu {info.index}   {info.name}  {_show(gpu.utilization, '{:.0f} %'.format)} busy, VRAM {used}")
-        emit(f"        {_show(gpu.temperature_c, '{:.0f} C'.format)}, {_show(gpu.margin_c, '{:.0f} C left'.format)}, "
-             f"{_show(gpu.power_w, '{:.0f}'.format)} of {_show(gpu.power_limit_w, '{:.0f} W'.format)}, "
-             f"SM {_show(gpu.sm_mhz, '{:.0f}'.format)} of {_show(info.max_sm_mhz, '{:.0f} MHz'.format)}")  # fmt: skip
-        for throttle in gpu.throttles:
-            emit(f"        slowed by {throttle.reason} for {throttle.share:.0%} of the last second")
-    host = snapshot.host
-    emit(f"host    CPU {_show(host.cpu_percent, '{:.0f} %'.format)}, load {_show(host.load_1m, '{:.2f}'.format)}, "
-         f"memory {_show(host.memory_used_bytes, _gib)} of {_show(host.memory_total_bytes, _gib)}")  # fmt: skip
-    for run in runs:
-        emit(f"run     {run.id}  {run.preset or run.kind}  {run.state}")
-    if not runs:
+        _emit_gpu(info, gpu, now.parts.get(info.uuid))
+    host = now.snapshot.host
+    emit(
+        f"host    CPU {_show(host.cpu_percent, '{:.0f} %'.format)}, load {_show(host.load_1m, '{:.2f}'.format)}, "
+        f"memory {_show(host.memory_used_bytes, _gib)} of {_show(host.memory_total_bytes, _gib)}"
+    )
+    for run in now.runs:
+        emit(f"run     {run.id}  {plain(run.preset or run.kind)}  {run.state}")
+    if not now.runs:
         emit("run     none goes on")
+
+
+def _emit_server(now: Now) -> None:
+    sample = now.snapshot.server
+    if sample is None:
+        return
+    for model in () if isinstance(sample.models, Missing) else sample.models:
+        size, on_gpus = _show(model.size_bytes, _gib), _show(model.vram_bytes, _gib)
+        emit(f"        {model.name}  {size} in memory, {on_gpus} on GPUs")
+    emit(
+        f"        {_show(sample.rate, '{:.1f} tok/s'.format)} for all clients, busy {_show(sample.busy)}, "
+        f"waiting {_show(sample.waiting)}{f'  ({sample.via})' if sample.via else ''}"
+    )
+    if number(sample.ttft_s) is not None:
+        emit(f"        newest time to first token {_show(sample.ttft_s, '{:.2f} s'.format)}")
+    if sample.note:
+        emit(f"        {plain(sample.note)}")
+
+
+def _emit_gpu(info: GpuInfo, gpu: GpuSample, parts: VramParts | None) -> None:
+    from chimera.telemetry.reasons import BY_ID
+
+    emit(f"gpu {info.index}   {plain(info.name)}{'  (MIG)' if info.mig else ''}")
+    if gpu.lost is not None:
+        emit(f"        {gpu.lost}")
+        return
+    emit(
+        f"        {_show(gpu.utilization, '{:.0f} %'.format)} busy, "
+        f"VRAM {_show(gpu.vram_used_bytes, _gib)} of {_show(gpu.vram_total_bytes, _gib)}"
+    )
+    emit(
+        f"        {_show(gpu.temperature_c, '{:.0f} C'.format)}, {_show(gpu.margin_c, '{:.0f} C left'.format)}, "
+        f"{_show(gpu.power_w, '{:.0f} W'.format)} of {_show(gpu.power_limit_w, '{:.0f} W'.format)}, "
+        f"SM {_show(gpu.sm_mhz, '{:.0f}'.format)} of {_show(info.max_sm_mhz, '{:.0f} MHz'.format)}"
+    )
+    if parts is not None:
+        emit(f"        VRAM by part: {_parts(parts)}")
+    for throttle in gpu.throttles:
+        known = BY_ID.get(throttle.reason)
+        emit(f"        {known.words if known else throttle.reason}: {throttle.share:.0%} of the last second")
+
+
+def _parts(parts: VramParts) -> str:
+    """`~` marks what was derived, as on the screens."""
+    model = (("weights", parts.weights_bytes), ("KV", parts.kv_bytes), ("compute", parts.compute_bytes))
+    held = "" if parts.held_source == "measured" else "~"
+    words = [f"{name} ~{_gib(value)}" for name, reading in model if (value := number(reading))]
+    if number(parts.weights_bytes) is None:
+        words = [f"model {_show(parts.engine_bytes, lambda value: held + _gib(value))}", f"({parts.weights_bytes})"]
+    words.append(f"others {_show(parts.foreign_bytes, lambda value: held + _gib(value))}")
+    return ", ".join(words)
 
 
 def _show(reading: Reading, how: Any = "{:.0f}".format) -> str:
@@ -143,4 +262,4 @@ def _show(reading: Reading, how: Any = "{:.0f}".format) -> str:
 
 
 def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"

@@ -38,7 +38,11 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     emit(f"counted  {counts['valid']} valid, {counts['void']} void{why}, {counts['cold']} cold")
     if run.get("error"):
         emit(f"ended    {run['error']}")
+    for one in facts.get("thermal", []):
+        emit(f"heat     {one['gpu'] + ': ' if one['gpu'] else ''}{one['verdict']}")
     _emit_verdicts(facts)
+    if facts.get("agents"):
+        _emit_agents(facts["agents"])
     for finding in facts.get("findings", []):
         emit(f"finding  {finding['severity']}: {finding['title']}")
     if requests and facts.get("measurements"):
@@ -95,3 +99,57 @@ def _number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
+
+
+def _emit_agents(report: dict[str, Any]) -> None:
+    """The figures of a run with agents, for a person."""
+    emit()
+    emit_table(
+        [
+            "",
+            "arm",
+            "tok/s",
+            "speed-up",
+            "efficiency",
+            "fairness",
+            "TTFT p95",
+            "worst",
+            "queue p95",
+            "waited",
+            "failed",
+        ],
+        [
+            (
+                arm["candidate"],
+                arm["label"],
+                _two(arm["aggregate_tok_s"], 1),
+                _two(arm["speedup"]),
+                _share(arm["efficiency"]),
+                _two(arm["fairness"]),
+                _two(arm["ttft_p95_s"]),
+                _two(arm["ttft_worst_s"]),
+                _two(arm["queue_p95_s"]),
+                arm["deferred"],
+                sum(arm["failures"].values()),
+            )
+            for arm in report["arms"]
+        ],
+    )
+    for arm in report["arms"]:
+        if arm["agents"] > 1:
+            emit(f"  {arm['candidate']}: {_share(arm['guide_efficiency'])} efficiency by the guide's formula")
+    if any(arm["agents"] > 1 for arm in report["arms"]):
+        emit(f"  {report['guide_formula']}")
+    if report["saturation"]:
+        knee = report["knee"]
+        emit(
+            f"  knee: {knee} agents; more add little" if knee else "  no knee: the rate still rises at the most agents"
+        )
+
+
+def _two(value: float | None, digits: int = 2) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def _share(value: float | None) -> str | None:
+    return None if value is None else f"{value:.1%}"

@@ -89,7 +89,7 @@ def sweep(
     )
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
-    known = asyncio.run(survey_of(target, workload))
+    known = look_at(target, workload)
     drawn = sketch(
         "sweep",
         known,
@@ -116,16 +116,22 @@ def sweep(
         journal.close()
 
 
-async def survey_of(target: Target, workload: Workload) -> Survey:
-    """Ask the target's server, and let go of it again."""
+def look_at(target: Target, workload: Workload) -> Survey:
+    """Ask the target's server and the journal what is known, and let go of the server again."""
     from chimera.backends.detect import open_backend
-    from chimera.runner.planning import survey
+    from chimera.runner.planning import survey, with_history
+    from chimera.store.journal import Journal
 
-    backend = open_backend(target)
-    try:
-        return await survey(backend, workload)
-    finally:
-        await backend.close()
+    async def ask() -> Survey:
+        backend = open_backend(target)
+        try:
+            return await survey(backend, workload)
+        finally:
+            await backend.close()
+
+    known = asyncio.run(ask())
+    with Journal.open() as journal:
+        return with_history(known, journal, workload)
 
 
 def seconds_of(text: str) -> float:
@@ -201,7 +207,7 @@ def tune(
     )
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
-    known = asyncio.run(survey_of(target, workload))
+    known = look_at(target, workload)
     journal = Journal.open()
     try:
         created = create_tune(

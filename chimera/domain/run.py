@@ -100,6 +100,19 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Lane:
+    """One agent of a run, as it stands now."""
+
+    agent: int
+    state: Literal["queued", "loading", "prefill", "decoding", "done", "waiting"]
+    tokens: int = 0
+    """Of its request in flight, so far."""
+    rate: float | None = None
+    """Tokens a second over about the last second."""
+    ttft_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a run stands now; written by its worker about 5 times a second while it works."""
 
@@ -129,6 +142,8 @@ class Progress:
     """The engine that the worker started."""
     text: str = ""
     """One line for a person."""
+    lanes: tuple[Lane, ...] = ()
+    """The agents, where there are several."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 VerdictWord = Literal["better", "same", "worse", "undecided", "insufficient"]
-Metric = Literal["decode_tok_s", "ttft_s", "completion_s", "vram_bytes", "energy_j_per_token"]
+Metric = Literal[
+    "decode_tok_s", "ttft_s", "completion_s", "vram_bytes", "energy_j_per_token", "aggregate_tok_s", "worst_ttft_s"
+]  # fmt: skip
+RATES: frozenset[Metric] = frozenset({"decode_tok_s", "aggregate_tok_s"})
+"""Metrics of which more is better; of all others less is."""
 
 
 @dataclass(frozen=True, slots=True)

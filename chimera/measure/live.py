@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 _WINDOW_S = 1.0
 
@@ -14,6 +15,8 @@ class LiveRequest:
     """
 
     def __init__(self) -> None:
+        self.state: Literal["waiting", "queued", "prefill", "decoding", "done"] = "waiting"
+        """`waiting` for its turn to send, `queued` at the server, then in work, then `done`."""
         self.tokens = 0
         self.ttft_s: float | None = None
         self.rate: float | None = None
@@ -22,13 +25,23 @@ class LiveRequest:
 
     def begin(self) -> None:
         """A new request is sent."""
+        self.state = "queued"
         self.tokens = 0
         self.ttft_s = None
         self.rate = None
         self._recent.clear()
 
+    def opened(self) -> None:
+        """The server has begun to work on it."""
+        self.state = "prefill"
+
+    def ended(self) -> None:
+        """Its answer is complete, or it failed."""
+        self.state = "done"
+
     def token(self, at: float, count: int, ttft_s: float) -> None:
         """Tokens have arrived."""
+        self.state = "decoding"
         self.ttft_s = ttft_s
         self.tokens += count
         recent = self._recent

@@ -96,6 +96,7 @@ async def measure(
     except BackendError as broken:
         timed_out = isinstance(broken.__cause__, TimeoutError) or "did not answer within" in str(broken)
         void, error = ("timeout" if timed_out else "error"), str(broken)
+    live.ended()
     ended = seen.done.at if seen.done else time.perf_counter()
     after = await _activity(backend) if alone and void is None else None
     result = _figures(backend, seen, sent, ended)
@@ -127,13 +128,15 @@ async def _receive(backend: Backend, request: GenerateRequest, seen: _Seen, sent
                 total += event.count
                 live.token(event.at, event.count, seen.stamps[0] - sent)
                 # Pieces of text are counted as well: a server whose own count stands still must not stream for ever.
-                if max(total, len(seen.stamps)) > request.output_tokens + _EXTRA_TOKENS:
+                sent_back = max(total, len(seen.stamps))
+                if sent_back > request.output_tokens + _EXTRA_TOKENS:
                     raise BadAnswer(
-                        f"The server sent over {max(total, len(seen.stamps))} tokens where {request.output_tokens} were asked for: "
-                        "it does not keep to the length limit, so its figures cannot be compared."
+                        f"The server sent over {sent_back} tokens where {request.output_tokens} were asked for: it "
+                        "does not keep to the length limit, so its figures cannot be compared."
                     )
             elif isinstance(event, Headers):
                 seen.headers_at = event.at
+                live.opened()
             elif isinstance(event, Done):
                 seen.done = event
     if seen.done is None:

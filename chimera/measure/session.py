@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,9 +24,9 @@ from .live import LiveRequest
 from .prompts import Prompt, PromptMaker
 from .request import Timed, measure
 
-_FAILURES_IN_A_ROW = 2
+FAILURES_IN_A_ROW = 2
 """After so many requests in a row without any answer the rest of a session is not tried."""
-_HOPELESS: frozenset[VoidReason] = frozenset({"error", "timeout"})
+HOPELESS: frozenset[VoidReason] = frozenset({"error", "timeout"})
 
 SessionStage = Literal["loading", "warmup", "measuring"]
 
@@ -164,13 +165,14 @@ async def run_session(
         await observer.measured(timed)
         if timed.measurement.void_reason is None and timed.measurement.load_s is not None:
             warm_loads_s.append(timed.measurement.load_s)
-        failures = failures + 1 if timed.measurement.void_reason in _HOPELESS else 0
-        if failures >= _FAILURES_IN_A_ROW:
+        failures = failures + 1 if timed.measurement.void_reason in HOPELESS else 0
+        if failures >= FAILURES_IN_A_ROW:
             break
-    return SessionOutcome(tuple(results), _void(results), facts)
+    return SessionOutcome(tuple(results), void_of(results), facts)
 
 
-def _void(results: list[Measurement]) -> VoidReason | None:
+def void_of(results: Sequence[Measurement]) -> VoidReason | None:
+    """Why a session has nothing that counts: the commonest reason; None where something does."""
     measured = [result for result in results if result.role == "measure"] or results
     if any(result.valid for result in measured):
         return None

@@ -6,6 +6,7 @@ and from another process a year later.
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import sys
@@ -81,7 +82,10 @@ def read_samples(
 
     Samples of before a sleep or a restart of the machine are moved onto the clock of the last one.
     """
-    read = [read_sample(at, data) for at, data in journal.samples(run_id, after=after, until=until)]
+    return _one_clock([read_sample(at, data) for at, data in journal.samples(run_id, after=after, until=until)])
+
+
+def _one_clock(read: list[Sample]) -> list[Sample]:
     if not read:
         return []
     reference = read[-1].offset
@@ -132,12 +136,12 @@ def _by_kind(snapshots: Sequence[Snapshot], offset: float | None) -> _Read:
     )
 
 
-def _resumed(read: Sequence[tuple[float, float]]) -> float | None:
-    """When the machine last woke, from (wall, monotonic) of samples as they were written."""
+def _woke(read: Sequence[Sample]) -> float | None:
+    """When the machine last woke from sleep, from samples as they were written."""
     woke = None
-    for (wall, mono), (later, then) in zip(read, read[1:], strict=False):
-        if then >= mono and (later - wall) - (then - mono) > _SLEPT_S:
-            woke = later
+    for before, after in itertools.pairwise(read):
+        if after.snapshot.at >= before.snapshot.at and after.offset - before.offset > _SLEPT_S:
+            woke = after.at
     return woke
 
 
@@ -165,9 +169,11 @@ def evidence_of(
     rows = journal.measurements(run.id)
     newest = max((one.measurement.started_at + one.measurement.total_s for one in rows), default=0.0)
     newest = max(newest, run.started_at or 0.0, sessions[-1].started_at or 0.0 if sessions else 0.0)
-    samples = read_samples(journal, run.id, after=0.0 if window_s is None else newest - window_s)
+    after = 0.0 if window_s is None else newest - window_s
+    written = [read_sample(at, data) for at, data in journal.samples(run.id, after=after)]
+    samples = _one_clock(written)
     seen = _by_kind([one.snapshot for one in samples], samples[-1].offset if samples else None)
-    needs = next((one.facts["needs"] for one in reversed(sessions) if _needs(one, focus)), {})
+    needed: dict[str, float] = next((one.facts["needs"] for one in reversed(sessions) if _told(one, focus)), {})
     progress = journal.progress(run.id)
     pids = {one.pid for one in effective.values() if one is not None and one.pid is not None} | seen.pids
     if progress is not None and progress.pid is not None:
@@ -175,8 +181,11 @@ def evidence_of(
     infos = seen.gpu_infos or _stored_infos(run)
     return EvidenceSet(
         requests=_requests(run, rows, sessions),
-        sessions=tuple(_facts(one, trials[one.candidate].requested, effective[one.candidate]) for one in sessions
-                       if one.candidate in trials),
+        sessions=tuple(
+            _facts(one, trials[one.candidate].requested, effective[one.candidate])
+            for one in sessions
+            if one.candidate in trials
+        ),
         failures=_failures(run, rows, sessions, {name: one.requested for name, one in trials.items()}),
         gpu_infos=infos,
         gpu_samples=seen.gpu_samples,
@@ -192,22 +201,20 @@ def evidence_of(
         requested=requested,
         effective=runs_as,
         history=history_of(journal, run) if history is None else history,
-        roof_tok_s=needs.get("roof_tok_s"),
-        forecast_bytes=needs.get("forecast_bytes"),
-        kv_bytes_per_token=needs.get("kv_bytes_per_token"),
+        roof_tok_s=needed.get("roof_tok_s"),
+        forecast_bytes=needed.get("forecast_bytes"),
+        kv_bytes_per_token=needed.get("kv_bytes_per_token"),
         installed=_installed(run.host),
         engine_starts=tuple(start for one in samples for start in one.engines),
         engine_pids=frozenset(pids),
         platform=str(run.host.get("platform") or ""),
         container=run.host.get("container"),
         physical_cores=run.host.get("cores"),
-        resumed_at=_resumed([(at, float(data.get("at", at))) for at, data in journal.samples(run.id)])
-        if window_s is None
-        else None,
-    )  # fmt: skip
+        resumed_at=_woke(written),
+    )
 
 
-def _needs(session: Session, focus: str | None) -> bool:
+def _told(session: Session, focus: str | None) -> bool:
     return session.candidate == focus and bool(session.facts.get("needs"))
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chimera.domain.run import Progress, Run, Trial
+from chimera.domain.finding import Finding
+from chimera.domain.run import ENDED, Progress, Run, Trial
 from chimera.domain.server import Effective
+
+FINDINGS_S = 1.0
 
 if TYPE_CHECKING:
     from chimera.store.journal import Event, Journal, Row
@@ -26,6 +30,8 @@ class Update:
     events: tuple[Event, ...]
     first: bool
     """Nothing was shown of this run before."""
+    findings: tuple[Finding, ...] | None = None
+    """What the rules have found, worst first; None before they were asked."""
 
 
 class Follower:
@@ -38,6 +44,8 @@ class Follower:
         self._event = 0
         self._changes: int | None = None
         self._state: str | None = None
+        self._findings: tuple[Finding, ...] | None = None
+        self._findings_at = 0.0
 
     def look(self) -> Update | None:
         """What is new, or None where nothing changed. Cheap enough for 5 times a second."""
@@ -61,4 +69,14 @@ class Follower:
         trials = tuple(self.journal.trials(self.run_id))
         candidate = progress.candidate if progress and progress.candidate else (trials[0].candidate if trials else "")
         effective = self.journal.effective(self.run_id, candidate) if candidate else None
-        return Update(run, progress, trials, effective, new, events, first)
+        return Update(run, progress, trials, effective, new, events, first, self._checked(run))
+
+    def _checked(self, run: Run) -> tuple[Finding, ...] | None:
+        """The run's findings, read once a second: they carry curves, and change every few seconds only."""
+        ended = run.state in ENDED
+        if ended or time.monotonic() - self._findings_at >= FINDINGS_S:
+            self._findings_at = time.monotonic()
+            found = tuple(self.journal.findings(self.run_id))
+            # No row can also mean that nobody has looked yet; the first look comes within some seconds.
+            self._findings = found if found or ended or self._findings is not None or self._row else None
+        return self._findings

@@ -38,6 +38,7 @@ from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.text import plain
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
+from chimera.tuning.plan import Failure
 
 Format = Literal["csv", "llama-bench", "ollama-bench", "json"]
 
@@ -254,7 +255,7 @@ class _Cells(BaseModel):
     energy_j_per_token: Annotated[float, Field(gt=0, le=1e9)] | None = None
     throttled_share: Annotated[float, Field(ge=0, le=1)] | None = None
     start_c: Annotated[float, Field(ge=-50, le=200)] | None = None
-    failure: Literal["out-of-memory", "load-failed", "crash", "timeout"] | None = None
+    failure: Failure | None = None
 
     @field_validator(*OPTION_RANGES)
     @classmethod
@@ -272,6 +273,27 @@ class _Cells(BaseModel):
         if value is not None and value.lower() not in _WARM_WORDS | _BASE_WORDS | _PLAIN_WORDS:
             raise ValueError("must be warmup, measure, baseline or candidate")
         return None if value is None else value.lower()
+
+
+def parse_options(text: str, flag: str) -> Options:
+    """Options as `num_gpu=35 num_ctx=2048`, commas allowed; `default` stands for none.
+
+    Raises:
+        ConfigError: an option is unknown or its value makes no sense; `flag` is named as the place.
+    """
+    values: dict[str, str] = {}
+    for part in re.split(r"[\s,]+", text.strip()):
+        if part in ("", "default"):
+            continue
+        name, equals, value = part.partition("=")
+        name = name.replace("-", "_")
+        if not equals or name not in OPTION_NAMES:
+            raise ConfigError(f"{flag}: {_shown(part)} is not OPTION=VALUE. Options: {', '.join(OPTION_NAMES)}.")
+        values[name] = value
+    try:
+        return Options.of(_Cells.model_validate(values).model_dump(include=set(OPTION_NAMES)))
+    except ValidationError as error:
+        raise ConfigError(f"{flag}: {_fault(error)}.") from error
 
 
 _COLUMNS: tuple[str, ...] = tuple(_Cells.model_fields)
@@ -293,7 +315,7 @@ def _read_csv(path: Path, text: str) -> Sheet:
         try:
             parsed = _Cells.model_validate(values)
         except ValidationError as error:
-            raise ConfigError(_cell_fault(path, line, error)) from error
+            raise ConfigError(f"{_name(path)}:{line}: column {_fault(error)}.") from error
         rows.append(_csv_row(line, parsed))
         if len(rows) > _MOST_ROWS:
             raise ConfigError(f"{_name(path)}:{line}: more than {_MOST_ROWS} rows. Split the file.")
@@ -355,7 +377,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[dict[int, str], list[str]
     return found, notes
 
 
-def _cell_fault(path: Path, line: int, error: ValidationError) -> str:
+def _fault(error: ValidationError) -> str:
     fault = error.errors(include_url=False)[0]
     column = ".".join(str(part) for part in fault["loc"])
     given, context = fault["input"], fault.get("ctx", {})
@@ -373,7 +395,7 @@ def _cell_fault(path: Path, line: int, error: ValidationError) -> str:
         "greater_than": f"must be over {context.get('gt')}",
         "less_than_equal": f"must be at most {context.get('le')}",
     }
-    return f"{_name(path)}:{line}: column {column} {kinds.get(fault['type'], fault['msg'])}, not {_shown(given)}."
+    return f"{column} {kinds.get(fault['type'], fault['msg'])}, not {_shown(given)}"
 
 
 def _csv_row(line: int, cells: _Cells) -> ForeignRow:
@@ -730,9 +752,7 @@ def _read_ollama_bench(path: Path, text: str, output_tokens: int | None) -> Shee
             session += 1
         measured, corrected = _epoch_measurement(epoch, output_tokens)
         uncorrected += not corrected
-        rows.append(
-            ForeignRow(epoch.line, Options(), measured, extra=epoch.name, role_told=True, session=session)
-        )
+        rows.append(ForeignRow(epoch.line, Options(), measured, extra=epoch.name, role_told=True, session=session))
     if uncorrected:
         notes.append(
             f"The rate of {uncorrected} answers is tokens / time as the benchmark gives it, too high by n/(n-1): this "
@@ -976,9 +996,7 @@ def _own_sessions(
     return tuple(sessions[seq] for seq in sorted(sessions))
 
 
-def _check_own(
-    path: Path, trials: Sequence[Trial], sessions: Sequence[Session], places: Sequence[_OwnPlace]
-) -> None:
+def _check_own(path: Path, trials: Sequence[Trial], sessions: Sequence[Session], places: Sequence[_OwnPlace]) -> None:
     names = [trial.candidate for trial in trials]
     if len(set(names)) != len(names):
         raise ConfigError(f"{_name(path)}: trials: a candidate is there twice.")

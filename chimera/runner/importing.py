@@ -7,10 +7,12 @@ where the order of the rows cannot tell a drift from an effect there is no verdi
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import fsum
 from pathlib import Path
 from statistics import median
@@ -29,12 +31,13 @@ from chimera.domain.workload import Workload
 from chimera.errors import ConfigError, OutOfMemory
 from chimera.measure.request import CACHED_TOKENS_ALLOWED, COLD_LOAD_S, COLD_RATIO
 from chimera.model.effective import Limits, merge
+from chimera.model.shape import from_show
 from chimera.tuning.plan import Outcome, Plan
 from chimera.tuning.protocol import HOT_REPEATS
 from chimera.tuning.statistics import drift, rounds_in_order
 from chimera.tuning.verdicts import imported_verdicts
 
-from .foreign import ForeignRow, Format, OwnRun, Sheet, read_sheet, server_kind
+from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind
 from .study import final_verdicts, outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -43,7 +46,9 @@ if TYPE_CHECKING:
 SHORT_SHARE = 0.9
 """An answer under this share of the commonest length is short; other rates are of other lengths."""
 _RATE_TOLERANCE = 0.0005
+_MERGED = "Derived: its settings have the same effect as the baseline's, so its rows are counted with it."
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
+_NUMBERED = re.compile(r"c\d{1,9}")
 _FULL_LENGTH = frozenset({"length", "limit", "max_tokens"})
 _METRICS: tuple[Metric, ...] = ("decode_tok_s", "ttft_s", "vram_bytes", "energy_j_per_token")
 
@@ -101,6 +106,26 @@ def import_file(
     return _import_rows(journal, sheet, known, baseline, title, path)
 
 
+def model_of(path: Path) -> ModelInfo:
+    """The model that a file with the body of Ollama's `/api/show` describes.
+
+    Raises:
+        ConfigError: the file cannot be read or is no such body.
+    """
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"--model-info {plain(str(path))}: is not JSON that can be read ({plain(str(error))})."
+        ) from error
+    if not isinstance(body, dict):
+        raise ConfigError(f"--model-info {plain(str(path))}: is not the body of /api/show.")
+    try:
+        return from_show(body).info()
+    except ConfigError as error:
+        raise ConfigError(f"--model-info {plain(str(path))}: {error}") from error
+
+
 def imported_table(journal: Journal, run: Run) -> list[Verdict]:
     """The verdicts of an imported run that follows no plan of ours, anew from its sessions; none without a plan."""
     about = run.plan.get("import", {})
@@ -110,7 +135,9 @@ def imported_table(journal: Journal, run: Run) -> list[Verdict]:
     if not plan.candidates and not plan.trials[0].merged:
         return []
     counted = _pooled(_without_hot(outcomes(journal, run, plan)))
-    return imported_verdicts(plan, counted, in_rounds=bool(about.get("in_rounds", True)))
+    rows = imported_verdicts(plan, counted, in_rounds=bool(about.get("in_rounds", True)))
+    like = {name for trial in plan.trials for name in trial.merged}
+    return [replace(row, reason=_MERGED) if row.candidate in like else row for row in rows]
 
 
 # ---- rows of other programs ------------------------------------------------------------------------------------------
@@ -206,20 +233,17 @@ def _import_rows(
         now = time()
         for load, session in zip(loads, sessions, strict=True):
             journal.begin_session(run.id, session)
-            timed = {id(row.measurement) for row in load.rows if row.timed}
+            timed = [row.timed for row in load.rows if row.measurement is not None]
             kept = [
-                one if id(row.measurement) in timed else replace(one, started_at=now)
-                for row, one in zip([row for row in load.rows if row.measurement], load.requests, strict=True)
+                one if told else replace(one, started_at=now) for told, one in zip(timed, load.requests, strict=True)
             ]
             journal.add_measurements(run.id, session.seq, kept)
         fresh = journal.run(run.id)
         journal.set_verdicts(run.id, imported_table(journal, fresh))
         journal.set_findings(run.id, _findings(journal, fresh, plan, loads, reasons, in_rounds))
-        if len(configs) > 1:
-            notes.append(f"Compared with {base.name}: {why}")
-        for note in notes:
+        for note in (*notes, *((f"Compared with {base.name}: {why}",) if len(configs) > 1 else ())):
             journal.log(run.id, note, "notice")
-    return Imported(journal.run(run.id), tuple(notes), why)
+    return Imported(journal.run(run.id), tuple(notes), why if len(configs) > 1 else "")
 
 
 class _Kept:
@@ -274,14 +298,10 @@ def _baseline(
 ) -> tuple[_Config, str]:
     """What everything is compared with, and the sentence that says why."""
     if wanted is not None:
-        asked = parse_options(wanted)
+        asked = parse_options(wanted, "--baseline")
         same = [one for one in configs if one.options == asked]
         if not same and known.limits is not None:
-            same = [
-                one
-                for one in configs
-                if len(merge([("a", one.options), ("b", asked)], known.limits, kind)) == 1
-            ]
+            same = [one for one in configs if len(merge([("a", one.options), ("b", asked)], known.limits, kind)) == 1]
         if not same:
             there = "; ".join(str(one.options) for one in configs[:8])
             raise ConfigError(f"--baseline {asked}: no row has these settings. There are: {there}.")
@@ -296,7 +316,9 @@ def _baseline(
         effects = merge([(str(place), one.options) for place, one in enumerate(marked)], known.limits, kind)
         if known.limits is None or len(effects) > 1:
             there = "; ".join(str(one.options) for one in marked[:8])
-            raise ConfigError(f"The file marks several configurations as the baseline ({there}): name it with --baseline.")
+            raise ConfigError(
+                f"The file marks several configurations as the baseline ({there}): name it with --baseline."
+            )
         return marked[0], f"{_spelled(marked[0])}, which the file marks as the baseline."
     silent = [one for one in configs if one.options in (Options(), Options(num_gpu=-1))]
     if len(silent) == 1 and len(configs) > 1:
@@ -308,26 +330,9 @@ def _spelled(config: _Config) -> str:
     return " ".join(part for part in (str(config.options), f"({config.extra})" if config.extra else "") if part)
 
 
-def parse_options(text: str) -> Options:
-    """Options as `num_gpu=35 num_ctx=2048`, commas allowed; `default` are none.
-
-    Raises:
-        ConfigError: an option is unknown or its value makes no sense.
-    """
-    from .planning import parse_one
-
-    values: dict[str, int | float | str] = {}
-    for part in re.split(r"[\s,]+", text.strip()):
-        if not part or part == "default":
-            continue
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ConfigError(f"--baseline {plain(text)}: {plain(part)!r} is not NAME=VALUE.")
-        values[name] = parse_one(name.replace("-", "_"), value)
-    return Options.of(values)
-
-
-def _resolve(configs: Sequence[_Config], base: _Config, known: Knowledge, kind: ServerKind) -> dict[str, tuple[str, ...]]:
+def _resolve(
+    configs: Sequence[_Config], base: _Config, known: Knowledge, kind: ServerKind
+) -> dict[str, tuple[str, ...]]:
     """Give names, and find which configurations are one; returns sentences by candidate."""
     labels = [config.label for config in configs]
     ours = all(label is not None and _NAME.fullmatch(label) for label in labels)
@@ -360,7 +365,10 @@ def _resolve(configs: Sequence[_Config], base: _Config, known: Knowledge, kind: 
 
 def _trials(configs: Sequence[_Config], base: _Config, reasons: Mapping[str, tuple[str, ...]]) -> tuple[Trial, ...]:
     trials = []
-    for config in [base, *(one for one in configs if one is not base)]:
+    others = [one for one in configs if one is not base]
+    if all(_NUMBERED.fullmatch(one.name) for one in others):  # rounds are in random order, candidates are not
+        others.sort(key=lambda one: int(one.name[1:]))
+    for config in [base, *others]:
         if config.rank != config.name:
             continue
         notes = (*((config.extra,) if config.extra else ()), *reasons.get(config.name, ()))
@@ -386,7 +394,9 @@ def _loads(path: Path, rows: Sequence[ForeignRow], of_row: Sequence[_Config], sh
             told = [row for row in rows if getattr(row, column) is not None]
             lacking = next((row for row in rows if getattr(row, column) is None), None)
             if told and lacking is not None:
-                raise ConfigError(f"{plain(str(path))}:{lacking.line}: column {column} is empty here and not elsewhere.")
+                raise ConfigError(
+                    f"{plain(str(path))}:{lacking.line}: column {column} is empty here and not elsewhere."
+                )
     loads: dict[tuple[object, ...], _Load] = {}
     stretch = 0
     before: tuple[object, ...] | None = None
@@ -424,7 +434,7 @@ def _rounds(loads: list[_Load], sheet: Sheet, notes: list[str]) -> bool:
         for phase in dict.fromkeys(load.phase for load in compared):
             order = [load.round or 0 for load in in_time if load.phase == phase]
             several = len({load.config.rank for load in compared if load.phase == phase}) > 1
-            if several and any(later < earlier for earlier, later in zip(order, order[1:], strict=False)):
+            if several and any(later < earlier for earlier, later in pairwise(order)):
                 notes.append(
                     "The column `round` counts repetitions: its rounds were not run one after the other, so a drift "
                     "between them would look like an effect."
@@ -509,7 +519,7 @@ def _judge_rows(loads: Sequence[_Load], sheet: Sheet, notes: list[str]) -> None:
         begun: set[tuple[int, int]] = set()
         for row in said:
             assert row.measurement is not None
-            one, corrected = _rated(row.measurement)
+            one, corrected = _rated(row.measurement) if sheet.format == "csv" else (row.measurement, "kept")
             count[corrected] += 1
             agent = (one.instance, one.agent)
             if not row.role_told and agent not in begun and of_agent[agent] > 1:
@@ -538,10 +548,10 @@ def _judge_rows(loads: Sequence[_Load], sheet: Sheet, notes: list[str]) -> None:
     voids = {name.removeprefix("void "): n for name, n in count.items() if name.startswith("void ")}
     if voids:
         told = ", ".join(f"{n} {name}" for name, n in sorted(voids.items()))
-        notes.append(f"{sum(voids.values())} rows do not count: {told}.")
+        notes.append(f"Rows that do not count: {told}.")
     if count["corrected"]:
         notes.append(
-            f"The rate of {count['corrected']} rows was tokens / decode time; (n-1) / time is kept, as of any other run."
+            f"The rate of {count['corrected']} rows was tokens / decode time; (n-1) / time is kept, as of all runs."
         )
     if count["computed"]:
         notes.append(f"The rate of {count['computed']} rows was computed as (n-1) / decode time.")
@@ -573,7 +583,7 @@ def _rated(one: Measurement) -> tuple[Measurement, str]:
     """The request with its decode rate as (n-1) / time where its parts tell it, and what was done."""
     n = one.completion_tokens or 0
     if one.decode_tok_s is not None:
-        if n < 2 or not one.decode_s or one.finish_reason is None and one.ttft_s is None and one.role == "measure":
+        if n < 2 or not one.decode_s:
             return one, "kept"
         right, high = (n - 1) / one.decode_s, n / one.decode_s
         if _near(one.decode_tok_s, high) and not _near(one.decode_tok_s, right):
@@ -737,6 +747,8 @@ def _import_own(journal: Journal, sheet: Sheet, own: OwnRun, title: str, path: P
         del about["rules"]
     plan = {**own.plan, "import": about}
     try:
+        if not isinstance(own.plan.get("rules", {}), dict):
+            raise ValueError("rules: is no object")
         run = journal.create_run(
             "import",
             Target(kind, None, sheet.model.name if sheet.model else None),
@@ -754,7 +766,7 @@ def _import_own(journal: Journal, sheet: Sheet, own: OwnRun, title: str, path: P
                 of_session.setdefault(seq, []).append(one)
             for session in sorted(own.sessions, key=lambda session: session.seq):
                 if session.state in ("planned", "running"):
-                    session = replace(session, state="void", void_reason="interrupted")  # noqa: PLW2901 - as resumed
+                    session = replace(session, state="void", void_reason="interrupted")
                 journal.begin_session(run.id, replace(session, started_at=session.started_at or run.created_at))
                 journal.add_measurements(run.id, session.seq, of_session.get(session.seq, []))
             fresh = journal.run(run.id)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import psutil
+
 from chimera.backends.base import Backend, GenerateRequest
-from chimera.domain.options import OPTION_NAMES, OPTION_RANGES, Options, OptionValue
+from chimera.domain.options import OPTION_NAMES, OPTION_RANGES, SAMPLING_OPTIONS, Options, OptionValue
 from chimera.domain.readings import number
 from chimera.domain.run import Run, RunKind, Target, Trial
 from chimera.domain.server import ModelInfo, ServerInfo
@@ -21,9 +24,11 @@ from chimera.model.effective import Group, default_axis, merge
 from chimera.model.memory import fits as memory_fits
 from chimera.model.memory import forecast
 from chimera.model.shape import ModelShape
+from chimera.store.codec import decode
 from chimera.tuning.estimate import Estimate, Pace, estimate, within
-from chimera.tuning.plan import COHORT, Plan, confirmed_together, share_one_load
-from chimera.tuning.search import grid, size, small
+from chimera.tuning.plan import COHORT, FULL_GRID, Plan, confirmed_together, share_one_load
+from chimera.tuning.search import grid, size
+from chimera.tuning.statistics import Noise
 
 from .launch import fresh_seed
 
@@ -31,13 +36,15 @@ if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
 Axes = dict[str, tuple[OptionValue, ...]]
+MOST_LISTED = 4096
+"""Points of a space that are listed and merged; of a larger one points are drawn."""
 MOST_COHORTS = 4
 """Cohorts of 8 that a space over 24 candidates gets unless a budget says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What must be known of a server before anything is planned for it."""
+    """What must be known of a server before anything is planned for it; a run's plan keeps it for later stages."""
 
     server: ServerInfo
     model: ModelInfo
@@ -48,8 +55,63 @@ class Survey:
     """How many GPUs the engine can use, where that is known."""
     gpu_free_bytes: float | None
     gpu_total_bytes: float | None
-    pace: Pace | None
-    """How long loads and requests take here, where they could be tried without asking anyone."""
+    cores: int | None = None
+    """Physical ones of this host."""
+    pace: Pace | None = None
+    """How long loads and requests take here: tried where nobody had to be asked, else from earlier runs."""
+    noise: Noise | None = None
+    """Of an earlier run's preflight on the same server, model and workload."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For the journal; `of` is the inverse."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Survey:
+        """From what `as_dict` gave."""
+        return decode(cls, data)
+
+    def groups(self, named: Sequence[tuple[str, Options]]) -> tuple[Group, ...]:
+        """Configurations by effect on this server and model, in the order of their first members."""
+        return tuple(
+            merge(named, self.shape or self.model, self.server.kind, defaults=self.defaults or None, gpus=self.gpus)
+        )
+
+    def ruled_out(self, group: Group) -> str | None:
+        """Why a configuration is not launched: the server would refuse it, or the forecast says it will not fit."""
+        if group.refused:
+            return group.refused
+        if self.shape is None or not self.gpu_total_bytes or self.gpu_free_bytes is None or self.gpus == 0:
+            return None
+        if (group.requested.num_gpu if group.requested.num_gpu is not None else -1) < 0:
+            return None  # the engine fits the layers itself
+        options = group.effective.options
+        wanted = forecast(
+            self.shape,
+            options.num_ctx or self.defaults.num_ctx or 4096,
+            num_parallel=options.num_parallel or 1,
+            num_gpu=options.num_gpu,
+            kv_type=options.kv_cache_type or "f16",
+            num_batch=options.num_batch,
+            flash_attention=options.flash_attention,
+        )
+        fit = memory_fits(wanted, int(self.gpu_free_bytes), int(self.gpu_total_bytes))
+        return fit.sentence if fit.answer == "does-not-fit" else None
+
+
+def trials_of(groups: Sequence[Group], *, baseline: str | None) -> tuple[Trial, ...]:
+    """A trial for each effect; `baseline` is the candidate that the others are compared with."""
+    return tuple(
+        Trial(
+            group.candidates[0],
+            "baseline" if group.candidates[0] == baseline else "candidate",
+            requested=group.requested,
+            effective=group.effective.options,
+            merged=group.candidates[1:],
+            notes=(*group.reasons, *group.effective.notes),
+        )
+        for group in groups
+    )
 
 
 async def survey(backend: Backend, workload: Workload) -> Survey:
@@ -63,14 +125,49 @@ async def survey(backend: Backend, workload: Workload) -> Survey:
         began = time.perf_counter()
         defaults = (await backend.load(Options())).options
         load_s = time.perf_counter() - began
-        prompt = await PromptMaker(fresh_seed(), workload.prompt_tokens, backend.count_tokens).make(0, 0)
-        timed = await measure(backend, GenerateRequest(prompt.text, workload.output_tokens), prompt, role="warmup")
-        pace = Pace(load_s, timed.measurement.total_s)
+        prompts = PromptMaker(fresh_seed(), workload.prompt_tokens, backend.count_tokens)
+        took = []
+        for number in range(2):  # the first one after a load is slower than those that count
+            prompt = await prompts.make(0, number)
+            timed = await measure(backend, GenerateRequest(prompt.text, workload.output_tokens), prompt, role="warmup")
+            took.append(timed.measurement.total_s)
+        pace = Pace(load_s, took[-1])
         gpus = 0 if defaults.num_gpu == 0 else None
     else:
         defaults = (await backend.effective()).options
     free, total = _gpu_memory()
-    return Survey(server, model, shape, defaults, gpus, free, total, pace)
+    return Survey(server, model, shape, defaults, gpus, free, total, psutil.cpu_count(logical=False), pace)
+
+
+def with_history(known: Survey, journal: Journal, workload: Workload) -> Survey:
+    """The survey with the pace and the noise of the newest run of the same server, model and lengths."""
+    pace, noise = known.pace, known.noise
+    for run in journal.runs(model=known.model.name, limit=_LOOK_BACK):
+        if pace is not None and noise is not None:
+            break
+        if run.server is None or (run.server.kind, run.server.url) != (known.server.kind, known.server.url):
+            continue
+        if _lengths(run.workload) != _lengths(workload):
+            continue
+        if noise is None and (said := (run.plan.get("standing") or {}).get("noise")):
+            noise = decode(Noise, said)
+        pace = pace or pace_of(journal, run)
+    return replace(known, pace=pace, noise=noise)
+
+
+_LOOK_BACK = 20
+"""Runs that are looked at for an earlier pace."""
+
+
+def _lengths(workload: Workload) -> tuple[object, ...]:
+    return workload.prompt_tokens, workload.output_tokens, workload.agents, workload.prompt_file
+
+
+def pace_of(journal: Journal, run: Run) -> Pace | None:
+    """How long loads and requests of a run have taken, by their medians."""
+    loads = [one.facts["load_s"] for one in journal.sessions(run.id) if one.facts.get("load_s") is not None]
+    times = [row.measurement.total_s for row in journal.measurements(run.id) if row.measurement.valid]
+    return Pace(statistics.median(loads), statistics.median(times)) if loads and times else None
 
 
 def _gpu_memory() -> tuple[float | None, float | None]:
@@ -102,6 +199,7 @@ class Sketch:
     """Candidates that are not launched, each with the sentence why."""
     estimate: Estimate
     workload: Workload
+    base: Options = field(default_factory=Options)
 
     def as_dict(self) -> dict[str, Any]:
         """For `--dry-run --json` and the Tune screen."""
@@ -125,27 +223,42 @@ class Sketch:
                 }
                 for trial in self.plan.trials
             ],
+            "merged": [
+                {"candidate": name, "requested": requested.as_dict(), "into": group.candidates[0]}
+                for group in self.groups
+                for name, requested in self._asked(group)
+            ],
             "ruled_out": [{"candidate": name, "reason": reason} for name, reason in self.ruled_out.items()],
+            "cohorts": self.plan.cohorts_planned,
             "rounds": {
                 "preflight": self.plan.preflight,
-                "screening": self.plan.screen_rounds,
+                "screening": self.plan.screen_rounds if self.plan.screens else 0,
                 "confirmation": self.estimate.rounds if self.plan.confirm else 0,
             },
             "one_load": self.plan.one_load,
             "band": self.plan.band,
             "estimate": asdict(self.estimate),
+            "smallest_effect": self.estimate.smallest_better,
+            "noise": asdict(self.survey.noise) if self.survey.noise else None,
             "words": self.estimate.words,
         }
 
+    def _asked(self, group: Group) -> list[tuple[str, Options]]:
+        """What the merged members of a group had asked for."""
+        points = [point.over(self.base) for point in grid(self.axes)]
+        return [(name, points[int(name[1:]) - 1]) for name in group.candidates[1:]]
 
-def parse_axis(name: str, text: str, shape: ModelShape | None, model: ModelInfo) -> tuple[OptionValue, ...]:
+
+def parse_axis(
+    name: str, text: str, shape: ModelShape | None, model: ModelInfo, *, cores: int | None = None
+) -> tuple[OptionValue, ...]:
     """The values of one axis as typed: `0,9,18,all`, `f16,q4_0`, or `auto` for a grid that fits the model.
 
     Raises `ConfigError` naming the option and the value.
     """
     option = f"--{name.replace('_', '-')}"
     if text.strip() == "auto":
-        return tuple(default_axis(name, shape or model))
+        return tuple(default_axis(name, shape or model, cores=cores))
     values: list[OptionValue] = []
     for part in (piece.strip() for piece in text.split(",")):
         value: OptionValue
@@ -218,35 +331,20 @@ def sketch(
         raise ConfigError("Nothing to compare: give at least one option with several values, like --num-ctx 2048,8192.")
     seed = fresh_seed() if seed is None else seed
     base = base or Options()
-    whole = size(axes) <= 4096
-    points = [point.over(base) for point in grid(axes)] if whole else []
+    points = [point.over(base) for point in grid(axes)] if size(axes) <= MOST_LISTED else []
+    groups = known.groups([("c0", base), *((f"c{index}", options) for index, options in enumerate(points, 1))])
     cohorts = 0
-    if not whole or not small(points):
+    if not points or len(groups) - 1 > FULL_GRID:
         cohorts = MOST_COHORTS
-        points = []
-    named = [("c0", base), *((f"c{index}", options) for index, options in enumerate(points, 1))]
-    groups = tuple(
-        merge(named, known.shape or known.model, known.server.kind, defaults=known.defaults or None, gpus=known.gpus)
-    )
-    ruled_out = _ruled_out(groups, known)
-    trials = [
-        Trial(
-            group.candidates[0],
-            "baseline" if group.candidates[0] == "c0" else "candidate",
-            requested=group.requested,
-            effective=group.effective.options,
-            merged=group.candidates[1:],
-            notes=(*group.reasons, *group.effective.notes),
-        )
-        for group in groups
-        if group.candidates[0] not in ruled_out
-    ]
+        groups = known.groups([("c0", base)])
+    ruled_out = {group.candidates[0]: why for group in groups if (why := known.ruled_out(group))}
+    trials = trials_of([group for group in groups if group.candidates[0] not in ruled_out], baseline="c0")
     if not any(trial.role == "baseline" for trial in trials):
         raise ConfigError(f"The baseline itself cannot run here: {ruled_out.get('c0', 'it is refused')}")
     count = len(trials) - 1
-    one_load = count > 0 and not cohorts and share_one_load(trials)
+    one_load = set(axes) <= SAMPLING_OPTIONS if cohorts else count > 0 and share_one_load(trials)
     plan = Plan(
-        trials=tuple(trials),
+        trials=trials,
         seed=seed,
         objective=objective,
         metrics=("decode_tok_s", "ttft_s", "vram_bytes") if not one_load else ("decode_tok_s", "ttft_s"),
@@ -261,30 +359,8 @@ def sketch(
     )
     if budget_s is not None and known.pace is not None:
         plan = within(plan, workload, known.pace, budget_s)
-    return Sketch(kind, known, plan, axes, groups, ruled_out, estimate(plan, workload, pace=known.pace), workload)
-
-
-def _ruled_out(groups: Sequence[Group], known: Survey) -> dict[str, str]:
-    """Candidates that the server would refuse, or that the forecast says will not fit."""
-    out: dict[str, str] = {}
-    for group in groups:
-        name, options = group.candidates[0], group.effective.options
-        if group.refused:
-            out[name] = group.refused
-        elif known.shape is not None and known.gpu_total_bytes and known.gpu_free_bytes is not None and known.gpus != 0:
-            wanted = forecast(
-                known.shape,
-                options.num_ctx or known.defaults.num_ctx or 4096,
-                num_parallel=options.num_parallel or 1,
-                num_gpu=options.num_gpu,
-                kv_type=options.kv_cache_type or "f16",
-                num_batch=options.num_batch,
-                flash_attention=options.flash_attention,
-            )
-            fit = memory_fits(wanted, int(known.gpu_free_bytes), int(known.gpu_total_bytes))
-            if fit.answer == "does-not-fit" and (group.requested.num_gpu or -1) >= 0:
-                out[name] = fit.sentence
-    return out
+    cost = estimate(plan, workload, pace=known.pace, noise=known.noise)
+    return Sketch(kind, known, plan, axes, groups, ruled_out, cost, workload, base)
 
 
 def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str | None = None) -> Run:
@@ -302,6 +378,7 @@ def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str |
                 trial.candidate: trial.effective.as_dict() for trial in drawn.plan.trials if trial.effective is not None
             },
             "ruled_out": drawn.ruled_out,
+            "survey": drawn.survey.as_dict(),
             "lenient": [],
         },
         name=name,
@@ -364,7 +441,7 @@ def create_validation(
 def option_axes(given: Mapping[str, str | None], known: Survey) -> Axes:
     """The axes that were typed, in the options' fixed order."""
     return {
-        name: parse_axis(name, text, known.shape, known.model)
+        name: parse_axis(name, text, known.shape, known.model, cores=known.cores)
         for name in OPTION_NAMES
         if (text := given.get(name)) is not None
     }

@@ -10,20 +10,23 @@ import asyncio
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chimera.backends.base import Backend
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import number
-from chimera.domain.run import Progress, Run, Session
+from chimera.domain.run import Lane, Progress, Run, Session
 from chimera.domain.server import Effective, ServerInfo
 from chimera.errors import BackendError
 from chimera.measure.live import LiveRequest
 from chimera.measure.request import Timed
 from chimera.measure.session import SessionStage
 
+from .checkup import Checkup
 from .sampler import Sampler
+from .thermal import seconds_of
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -66,6 +69,8 @@ class ProgressWriter:
         self._run_id = run_id
         self._live = live
         self._base = Progress("starting", time.time())
+        self.lanes: tuple[LiveRequest, ...] = ()
+        """The agents of the session in work, where there are several."""
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write, name="progress", daemon=True)
 
@@ -96,11 +101,25 @@ class ProgressWriter:
             now = base
             if base.stage in {"warmup", "measuring"}:
                 now = replace(base, tokens=live.tokens, rate=live.rate, ttft_s=live.ttft_s)
+                if lanes := self.lanes:
+                    now = together(base, lanes)
             if now != last:
                 last = now
                 self._journal.set_progress(self._run_id, replace(now, at=time.time()))
             if ended:
                 return
+
+
+def together(base: Progress, lanes: Sequence[LiveRequest]) -> Progress:
+    """The progress of several agents: a lane each, and their rates and tokens added up."""
+    rates = [one.rate for one in lanes if one.state == "decoding" and one.rate is not None]
+    return replace(
+        base,
+        tokens=sum(one.tokens for one in lanes),
+        tokens_planned=base.tokens_planned * len(lanes),
+        rate=sum(rates) if rates else None,
+        lanes=tuple(Lane(number, one.state, one.tokens, one.rate, one.ttft_s) for number, one in enumerate(lanes)),
+    )
 
 
 class Recorder:
@@ -114,6 +133,7 @@ class Recorder:
         progress: ProgressWriter,
         gate: Gate,
         sampler: Sampler,
+        checkup: Checkup | None = None,
     ) -> None:
         self._journal = journal
         self._run = run
@@ -121,8 +141,11 @@ class Recorder:
         self._progress = progress
         self._gate = gate
         self._sampler = sampler
+        self._checkup = checkup
+        self._ends: float | None = None
         self._session = Session(0, "")
         self._sessions = 0
+        self._noted: set[tuple[str, str]] = set()
         self._request_s: list[float] = []
         self._session_s: list[float] = []
         self._begun = 0.0
@@ -133,6 +156,8 @@ class Recorder:
         """A session begins; `sessions` are planned in all."""
         self._session, self._sessions = session, sessions
         self._begun = time.monotonic()
+        seconds = seconds_of(self._run)
+        self._ends = None if seconds is None else self._begun + seconds
         await asyncio.to_thread(
             self._journal.begin_session, self._run.id, replace(session, state="running", started_at=time.time())
         )
@@ -142,7 +167,7 @@ class Recorder:
                 time.time(),
                 session=min(sessions, session.seq) if sessions else session.seq,
                 sessions=sessions,
-                requests=self._run.workload.requests,
+                requests=self._run.workload.requests if seconds is None else 0,
                 candidate=session.candidate,
                 options=dict(options),
                 tokens_planned=self._run.workload.output_tokens,
@@ -178,7 +203,9 @@ class Recorder:
         self._sampler.watch(ServerInfo(self._backend.kind, url) if url else None, effective.pid)
         await asyncio.to_thread(self._journal.set_effective, self._run.id, self._session.candidate, effective)
         for note in effective.notes:
-            await asyncio.to_thread(self._journal.log, self._run.id, note, "notice")
+            if (self._session.candidate, note) not in self._noted:  # once a candidate, not once a load
+                self._noted.add((self._session.candidate, note))
+                await asyncio.to_thread(self._journal.log, self._run.id, note, "notice")
 
     async def measured(self, timed: Timed) -> None:
         """A request has ended."""
@@ -199,6 +226,8 @@ class Recorder:
             await self._gate.passed()
             await asyncio.to_thread(self._journal.set_state, self._run.id, "running")
             self._progress.show(before)
+        if self._checkup is not None and self._run.workload.agents == 1:
+            await self._checkup.between()
         if not self._backend.owned:
             await self._give_way()
 
@@ -221,6 +250,8 @@ class Recorder:
 
     def _eta(self, request: int) -> float | None:
         """Seconds left, from what sessions and requests have taken so far in this run; None until one has ended."""
+        if self._ends is not None:
+            return max(0.0, self._ends - time.monotonic())
         left_here = self._run.workload.requests + 1 - request
         if not self._request_s:
             return None

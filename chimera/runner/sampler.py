@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import GpuSample, Snapshot
+from chimera.domain.telemetry import GpuInfo, GpuSample, Snapshot
 from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class Sampler:
         self._run_id = run_id
         self._live = live
         self._engines: dict[int, dict[str, str]] = {}
+        self._gpus: tuple[GpuInfo, ...] = ()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="telemetry", daemon=True)
         self._collector: Collector | None = None
@@ -50,6 +51,11 @@ class Sampler:
         self._quiet = timing
         if self._collector is not None:
             self._collector.quiet = timing
+
+    @property
+    def gpus(self) -> tuple[GpuInfo, ...]:
+        """The GPUs as they were last seen."""
+        return self._gpus
 
     def watch(self, server: ServerInfo | None, engine_pid: int | None) -> None:
         """What is watched from now on."""
@@ -80,7 +86,6 @@ class Sampler:
         self._collector = collector = Collector()
         collector.quiet = self._quiet
         watched: ServerInfo | None = None
-        identified = False
         try:
             while not self._ended.wait(SAMPLE_S):
                 if self._server != watched:
@@ -94,8 +99,8 @@ class Sampler:
                 at = time.time() - time.monotonic() + snapshot.at
                 with self._lock:
                     self._session.append(snapshot)
-                if snapshot.gpus.infos and not identified:
-                    identified = True
+                known, self._gpus = self._gpus, snapshot.gpus.infos or self._gpus
+                if self._gpus and not known:
                     self._journal.identify(self._run_id, gpus=encode(snapshot)["gpus"]["infos"])
                 self._journal.add_samples(self._run_id, [(at, encode(snapshot) | self._more(snapshot))])
         except Exception:  # noqa: BLE001 - a run must not end because watching it failed
@@ -118,13 +123,14 @@ class Sampler:
 
 _FLAGS: tuple[tuple[str, ...], ...] = (
     ("-c", "--ctx-size"), ("-ngl", "--gpu-layers", "--n-gpu-layers"), ("-b", "--batch-size"), ("-ub", "--ubatch-size"),
-    ("-t", "--threads"), ("-np", "--parallel"), ("--flash-attn", "-fa"), ("--cache-type-k", "-ctk"), ("--main-gpu", "-mg"),
+    ("-t", "--threads"), ("-np", "--parallel"), ("--flash-attn", "-fa"), ("--cache-type-k", "-ctk"),
+    ("--main-gpu", "-mg"),
 )  # fmt: skip
 """Load options as an engine's process shows them; the first name is the one that rules know."""
 
 
 def engine_flags(pid: int) -> dict[str, str]:
-    """Load options among the arguments of a llama.cpp server's process; empty for another process or one that is gone."""
+    """Load options among a process's arguments; empty where it is no llama.cpp server, or is gone."""
     import psutil
 
     from chimera.backends.ollama_child import argument

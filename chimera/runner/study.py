@@ -7,26 +7,29 @@ where the killed one stood.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from chimera.domain.measurement import Measurement
+from chimera.backends.wire import refusal
+from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.options import Options
-from chimera.domain.run import Run, Session, Trial
-from chimera.domain.verdict import Verdict
+from chimera.domain.run import Run, Session
+from chimera.domain.verdict import Metric, Verdict
+from chimera.domain.workload import Workload
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, OutOfMemory, StreamBroken
+from chimera.tuning.concurrency import costs, figures
 from chimera.tuning.estimate import estimate
-from chimera.tuning.objectives import Recommendation, chosen
-from chimera.tuning.plan import Failure, Outcome, Plan
+from chimera.tuning.objectives import Recommendation, chosen, pareto_front, points
+from chimera.tuning.plan import Failure, Outcome, Plan, by_round
 from chimera.tuning.protocol import Done, NeedCohort, Round, Standing, standing, started_hot
-from chimera.tuning.statistics import session_costs
+from chimera.tuning.statistics import drift, paired, session_costs
 from chimera.tuning.verdicts import table
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
-COMPARING = frozenset({"sweep", "tune", "validate"})
+COMPARING = frozenset({"sweep", "tune", "validate", "agents"})
 """Kinds of runs that follow a plan of rounds."""
 
 
@@ -92,17 +95,24 @@ def _outcome(session: Session, measurements: Sequence[Measurement], output_token
     facts = session.facts
     return Outcome(
         session=session,
-        costs=session_costs(
-            measurements,
-            output_tokens=output_tokens,
-            vram_bytes=facts.get("vram_peak_bytes"),
-            energy_j_per_token=facts.get("energy_j_per_token"),
-        )
-        if session.state == "done"
-        else {},
+        costs=_costs(facts, measurements, output_tokens) if session.state == "done" else {},
         failure=facts.get("failure"),
         hot=started_hot(throttled=facts.get("throttled_share"), start_c=facts.get("start_c"), preflight_start_c=start),
     )
+
+
+def _costs(facts: Mapping[str, Any], measurements: Sequence[Measurement], output_tokens: int) -> dict[Metric, float]:
+    """What a session gave in each metric; that of several agents together in the goals of their users as well."""
+    vram = facts.get("vram_peak_bytes")
+    found = session_costs(
+        measurements,
+        output_tokens=output_tokens,
+        vram_bytes=vram,
+        energy_j_per_token=facts.get("energy_j_per_token"),
+    )
+    if "agents" in facts:
+        found |= costs(figures(measurements), vram_bytes=vram, energy_j=facts.get("energy_j"))
+    return found
 
 
 def _preflight_temperature(sessions: Sequence[Session]) -> float | None:
@@ -111,27 +121,144 @@ def _preflight_temperature(sessions: Sequence[Session]) -> float | None:
 
 
 def advance(journal: Journal, run: Run) -> Next | Done:
-    """What to do next in a comparing run; keeps the verdicts in the journal as they now stand."""
+    """What to do next in a comparing run; keeps in the journal where it stands and the verdicts as they now are."""
     while True:
         run = journal.run(run.id)
-        stages = stage_plans(journal, run)
-        if not stages:
+        played = play(journal, run)
+        if not played:
             if _draw_next(journal, run):
                 continue
             return Done("No step can matter here: every setting has the effect of the defaults.")
-        rows: list[Verdict] = []
-        for _, plan in stages:
-            now = standing(plan, outcomes(journal, run, plan))
-            rows += table(plan, now)
+        plan, now = played[-1]
         if isinstance(now.step, NeedCohort):
             propose_cohort(journal, run, plan, now, now.step.number)
             continue
-        journal.set_verdicts(run.id, rows)
+        _keep(journal, run, played)
         if isinstance(now.step, Done):
-            if run.kind == "tune" and _draw_next(journal, run):
+            if _draw_next(journal, run):
                 continue
             return now.step
         return _next(journal, run, plan, now, now.step)
+
+
+def play(journal: Journal, run: Run) -> list[tuple[Plan, Standing]]:
+    """Each stage's plan and where it stands, by the raw data."""
+    return [(plan, standing(plan, outcomes(journal, run, plan))) for _, plan in stage_plans(journal, run)]
+
+
+def _keep(journal: Journal, run: Run, played: Sequence[tuple[Plan, Standing]]) -> None:
+    """Verdicts, standing and recommendation as they now are; says what the preflight has fixed."""
+    kept = {"standing": standing_facts(played, run.workload), "result": result_facts(*played[-1])}
+    before = run.plan.get("standing") or {}
+    now = kept["standing"]
+    if now["noise"] is not None and before.get("noise") != now["noise"]:
+        journal.log(run.id, now["words"], "notice")
+    if now["confirm_rounds"] and (before.get("confirm_rounds"), before.get("finalists")) != (
+        now["confirm_rounds"], now["finalists"],
+    ):  # fmt: skip
+        who = ", ".join(now["finalists"])
+        journal.log(
+            run.id, f"confirmation of {who} against the baseline: {now['confirm_rounds']} fresh rounds", "notice"
+        )
+    for candidate, words in now["dropped"].items():
+        if candidate not in before.get("dropped", {}):
+            journal.log(run.id, f"{candidate}: {words}")
+    journal.set_verdicts(run.id, [row for plan, at in played for row in table(plan, at)])
+    if any(run.plan.get(name) != facts for name, facts in kept.items()):
+        journal.set_plan(run.id, {**run.plan, **kept})
+
+
+def standing_facts(played: Sequence[tuple[Plan, Standing]], workload: Workload) -> dict[str, Any]:
+    """Where a run stands, for views and documents; JSON-able. Noise and rounds are those of the last stage's plan."""
+    plan, now = played[-1]
+    step = now.step
+    noise = next((at.noise for _, at in reversed(played) if at.noise is not None), None)
+    together = len(now.finalists) or (
+        min(plan.confirmed, len(plan.candidates)) if plan.confirm else len(plan.candidates)
+    )
+    fixed = replace(plan, confirm_rounds=now.confirm_rounds) if now.confirm_rounds else plan
+    cost = estimate(fixed, workload, noise=noise)
+    return {
+        "phase": step.phase if isinstance(step, Round) else "done" if isinstance(step, Done) else "screen",
+        "round": step.counted + 1 if isinstance(step, Round) else None,
+        "rounds": step.of if isinstance(step, Round) else None,
+        "open": list(now.open),
+        "dropped": {one.candidate: DROPPED_WORDS[one.why] for _, at in played for one in at.dropped},
+        "failed": {name: kind for _, at in played for name, kind in at.failed.items()},
+        "unlaunched": {name: failed for _, at in played for name, failed in at.unlaunched.items()},
+        "finalists": list(now.finalists),
+        "confirm_rounds": now.confirm_rounds,
+        "set_aside": sorted(seq for _, at in played for seq in at.set_aside),
+        "hot_rounds": [list(one) for _, at in played for one in at.hot_rounds],
+        "lacking": [list(one) for _, at in played for one in at.lacking],
+        "noise": asdict(noise) if noise else None,
+        "sessions": cost.sessions,
+        "decided_in": cost.rounds,
+        "smallest_better": cost.smallest_better,
+        "half_width": cost.half_width,
+        "words": noise.words(cost.rounds, plan.band, together=together) if noise else cost.words,
+    }
+
+
+DROPPED_WORDS = {
+    "slower-half": "not in the better half",
+    "behind-leader": "clearly behind the leader",
+    "not-finalist": "not among the best that are confirmed",
+}
+AIMS = ("decode_tok_s", "ttft_s", "vram_bytes", "energy_j_per_token", "num_ctx")
+"""What the Pareto front weighs against each other."""
+
+
+def result_facts(plan: Plan, now: Standing) -> dict[str, Any]:
+    """Recommendation, Pareto front and drift of the control as far as the data carry them; JSON-able."""
+    best = chosen(plan, now)
+    requested = next(trial.requested for trial in plan.trials if trial.candidate == best.candidate)
+    moved = drift(plan.objective, _control(plan, now))
+    return {
+        "recommendation": {**asdict(best), "requested": requested.as_dict(), "equals": list(best.equals)},
+        "pareto": [
+            {"candidate": one.candidate, "values": dict(one.values)} for one in pareto_front(points(plan, now), AIMS)
+        ],
+        "drift": {**asdict(moved), "flagged": moved.flagged} if moved else None,
+    }
+
+
+def _control(plan: Plan, now: Standing) -> list[tuple[float, float]]:
+    """The baseline's sessions over time."""
+    return [
+        (one.session.started_at, one.costs[plan.objective])
+        for one in now.counted
+        if one.session.candidate == plan.baseline and one.session.started_at is not None
+    ]
+
+
+def conclude(journal: Journal, run: Run) -> list[str]:
+    """Keep what the whole run has shown, and say it."""
+    run = journal.run(run.id)
+    played = play(journal, run)
+    if not played:
+        return []
+    plan, now = played[-1]
+    result = result_facts(plan, now)
+    said = [result["recommendation"]["words"]]
+    if (moved := result["drift"]) and moved["flagged"]:
+        said.append(
+            f"The baseline itself moved by {moved['change']:+.1%} over the run: comparisons within rounds hold, "
+            "absolute figures do not."
+        )
+    if now.hot_rounds:
+        said.append(f"{len(now.hot_rounds)} rounds count although they were too warm after two repeats.")
+    if run.kind == "tune":
+        from .tune import validation_report
+
+        result["validation"] = validation_report(journal, run)
+        for check in result["validation"]:
+            value = "unknown" if check["value"] is None else f"{check['value']:.3g} (limit {check['limit']:g})"
+            said.append(f"step 5, {check['check']}: {check['result']}, {value}; {check['words']}")
+        said.append("Quality is not scored: read the outputs of two settings side by side.")
+    journal.set_verdicts(run.id, [row for one, at in played for row in table(one, at)])
+    journal.set_plan(run.id, {**run.plan, "standing": standing_facts(played, run.workload), "result": result})
+    return said
 
 
 def _draw_next(journal: Journal, run: Run) -> bool:
@@ -155,28 +282,48 @@ _PHASES = {"preflight": "preflight (noise)", "screen": "screening", "confirm": "
 
 
 def propose_cohort(journal: Journal, run: Run, plan: Plan, now: Standing, number: int) -> None:
-    """Add the next cohort of a space that is too large to visit whole; proposed by Optuna from what is known."""
-    from chimera.tuning.objectives import typical
+    """Add the next cohort of a space that is too large to visit whole; proposed by Optuna from what is known.
+
+    Proposals that have the effect of one that was there before, or that cannot run here, are passed over.
+    """
     from chimera.tuning.search import propose
 
-    axes: dict[str, list[Any]] = run.plan["axes"]
-    names = {
-        trial.candidate: trial.requested.only(frozenset(axes)) for trial in plan.trials if trial.role != "baseline"
-    }
-    finished = {
-        options: None if candidate in now.failed else typical(now, candidate, plan.objective)
-        for candidate, options in names.items()
-    }
-    proposed = propose({name: tuple(values) for name, values in axes.items()}, finished, seed=run.seed, cohort=number)
+    from .planning import Survey, trials_of
+
+    known = Survey.of(run.plan["survey"])
+    axes = {name: tuple(values) for name, values in run.plan["axes"].items()}
+    base = next(trial.requested for trial in plan.trials if trial.role == "baseline")
+    rounds = by_round(now.counted, plan.objective, ("screen",))
+    finished: dict[Options, float | None] = {}
+    for trial in plan.trials:
+        if trial.role != "baseline":
+            pairs = paired(rounds, trial.candidate, plan.baseline)
+            out = trial.candidate in now.failed or not pairs.n
+            finished[trial.requested.only(frozenset(axes))] = None if out else -pairs.mean
+    seen = {group.canonical for group in known.groups([("", trial.requested) for trial in plan.trials])}
+
+    def new(options: Options) -> bool:
+        group = known.groups([("", options.over(base))])[0]
+        if group.canonical in seen or known.ruled_out(group):
+            return False
+        seen.add(group.canonical)
+        return True
+
+    proposed = propose(axes, finished, seed=run.seed, cohort=number, allowed=new)
     rules = dict(run.plan["rules"])
     if not proposed:
         rules["cohorts_planned"] = len(plan.cohorts)
         journal.set_plan(run.id, {**run.plan, "rules": rules})
         return
     taken = len(plan.trials)
-    fresh = [Trial(f"c{taken + index}", "candidate", requested=options) for index, options in enumerate(proposed)]
+    named = [(f"c{taken + index}", options.over(base)) for index, options in enumerate(proposed)]
+    fresh = trials_of(known.groups(named), baseline=None)
     rules["cohorts"] = [*(list(group) for group in plan.cohorts), [trial.candidate for trial in fresh]]
-    journal.add_cohort(run.id, fresh, {**run.plan, "rules": rules})
+    settings = {trial.candidate: trial.effective.as_dict() for trial in fresh if trial.effective is not None}
+    journal.add_cohort(
+        run.id, fresh, {**run.plan, "rules": rules, "settings": {**run.plan.get("settings", {}), **settings}}
+    )
+    journal.log(run.id, f"cohort {number}: {len(fresh)} candidates proposed")
 
 
 def failure_of(error: BackendError) -> Failure:
@@ -188,6 +335,18 @@ def failure_of(error: BackendError) -> Failure:
     if isinstance(error, BackendUnavailable):
         return "timeout" if "did not" in str(error) else "crash"
     return "load-failed"
+
+
+def failure_within(measurements: Sequence[Measurement], void_reason: VoidReason | None) -> Failure | None:
+    """How a configuration failed whose load went well and none of whose requests did; None where it did not fail."""
+    if void_reason == "timeout":
+        return "timeout"
+    if void_reason == "error":
+        return "crash"
+    if void_reason == "refused":
+        said = next((one.error for one in measurements if one.void_reason == "refused" and one.error), "")
+        return "out-of-memory" if isinstance(refusal(None, said, where="it"), OutOfMemory) else "refused"
+    return None
 
 
 def recommendation(journal: Journal, run: Run) -> Recommendation:

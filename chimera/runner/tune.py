@@ -8,21 +8,22 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.options import Options, OptionValue
-from chimera.domain.run import Run, Target, Trial
+from chimera.domain.run import Run, Target
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
-from chimera.model.effective import default_axis, merge
+from chimera.model.effective import default_axis
+from chimera.store.document import VRAM_FACT
 from chimera.tuning.estimate import estimate
 from chimera.tuning.objectives import chosen
-from chimera.tuning.plan import Plan
+from chimera.tuning.plan import CONFIRM_MIN, Plan
 from chimera.tuning.protocol import standing
-from chimera.tuning.statistics import confirmation_rounds, natural
+from chimera.tuning.statistics import MIN_ROUNDS, Noise, confirmation_rounds, natural
 
-from .planning import Survey
+from .planning import Survey, pace_of, trials_of
 from .study import outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ TITLES = {
     "sampling": "step 4: sampling",
     "validation": "step 5: validation against the server's defaults",
 }
+MOST_ROUNDS = 20
+"""Longest confirmation of a step: four steps of 32 rounds would take an evening."""
 
 
 def create_tune(
@@ -55,15 +58,7 @@ def create_tune(
         seed=seed,
         trials=[],
         plan={
-            "survey": {
-                "defaults": known.defaults.as_dict(),
-                "gpus": known.gpus,
-                "gpu_total_bytes": known.gpu_total_bytes,
-                "cores": _cores(),
-                "limits": _limits(known),
-                "kind": known.server.kind,
-                "pace": asdict(known.pace) if known.pace else None,
-            },
+            "survey": known.as_dict(),
             "budget_s": budget_s,
             "stages": [],
             "lenient": [],
@@ -71,32 +66,12 @@ def create_tune(
     )
 
 
-def _cores() -> int | None:
-    import psutil
-
-    return psutil.cpu_count(logical=False)
-
-
-def _limits(known: Survey) -> dict[str, Any]:
-    source = known.shape or known.model
-    return {"block_count": source.block_count, "trained_ctx": source.trained_ctx, "vision": source.vision}
-
-
-class _Limits:
-    """What rules must know of the model, from the journal."""
-
-    def __init__(self, facts: dict[str, Any]) -> None:
-        self.block_count: int | None = facts["block_count"]
-        self.trained_ctx: int | None = facts["trained_ctx"]
-        self.vision: bool = facts["vision"]
-
-
 def next_stage(journal: Journal, run: Run) -> bool:
     """Draw the next stage after those that have ended; False where all five steps are done."""
     stages: list[dict[str, Any]] = list(run.plan["stages"])
-    base, noise_rounds = _chosen_so_far(journal, run)
+    base, noise = _chosen_so_far(journal, run)
     for step in STEPS[len(stages) :]:
-        drawn, skipped = _draw(run, step, base, len(stages) + 1, first=noise_rounds is None, rounds=noise_rounds)
+        drawn, skipped = _draw(journal, run, step, base, len(stages) + 1, noise)
         if drawn is None:
             stages.append({"step": step, "title": TITLES[step], "skipped": skipped})
             journal.log(run.id, f"{TITLES[step]}: skipped, {skipped}", "notice")
@@ -115,37 +90,41 @@ def next_stage(journal: Journal, run: Run) -> bool:
         )
         journal.add_cohort(run.id, plan.trials, {**run.plan, "stages": stages})
         cost = estimate(plan, run.workload)
-        journal.log(run.id, f"{TITLES[name]}: {len(plan.trials) - 1} to compare, at most {cost.sessions} sessions")
+        rests = "" if plan.confirm else ", without confirmation: there is no time for it in the budget"
+        journal.log(
+            run.id,
+            f"{TITLES[name]}: {len(plan.trials) - 1} to compare, at most {cost.sessions} sessions{rests}",
+            "notice",
+        )
         return True
-    journal.set_plan(run.id, {**run.plan, "stages": stages})
+    if stages != run.plan["stages"]:
+        journal.set_plan(run.id, {**run.plan, "stages": stages})
     return False
 
 
-def _chosen_so_far(journal: Journal, run: Run) -> tuple[Options, int | None]:
-    """What the stages so far have settled on, and the rounds that the first one's noise asks for."""
+def _chosen_so_far(journal: Journal, run: Run) -> tuple[Options, Noise | None]:
+    """What the stages so far have settled on, and the noise that the first one has found."""
     base = Options()
-    rounds: int | None = None
+    noise: Noise | None = None
     for stage, plan in stage_plans(journal, run):
         now = standing(plan, outcomes(journal, run, plan))
-        if now.noise is not None:
-            rounds = confirmation_rounds(now.noise, together=2, band=plan.band, target=plan.target)
+        noise = now.noise or noise
         if stage["step"] == "validation":
             continue
         best = chosen(plan, now)
         if not best.keep_default:
             base = next(trial.requested for trial in plan.trials if trial.candidate == best.candidate)
-    return base, rounds
+    return base, noise
 
 
 def _draw(
-    run: Run, step: str, base: Options, number: int, *, first: bool, rounds: int | None
+    journal: Journal, run: Run, step: str, base: Options, number: int, noise: Noise | None
 ) -> tuple[tuple[str, Plan] | None, str]:
     """The plan of a step, or why it cannot matter here."""
-    facts = run.plan["survey"]
-    limits, defaults = _Limits(facts["limits"]), Options.of(facts["defaults"])
+    known = Survey.of(run.plan["survey"])
     prefix = f"s{number}"
     name, points = step, []
-    if step == "layers" and facts["gpus"] == 0:
+    if step == "layers" and known.gpus == 0:
         name = "threads"
     if step == "validation":
         if not base.as_dict():
@@ -154,75 +133,87 @@ def _draw(
         base = Options()
     else:
         try:
-            axis, values = _axis(name, limits, facts)
+            axis, values = _axis(name, known)
         except ConfigError as error:
             return None, str(error)
         points = [Options.of({axis: value}).over(base) for value in values]
-    named = [(f"{prefix}c0", base), *((f"{prefix}c{index}", one) for index, one in enumerate(points, 1))]
-    groups = merge(named, limits, facts["kind"], defaults=defaults, gpus=facts["gpus"])
-    trials = tuple(
-        Trial(
-            group.candidates[0],
-            "baseline" if group.candidates[0] == f"{prefix}c0" else "candidate",
-            requested=group.requested,
-            effective=group.effective.options,
-            merged=group.candidates[1:],
-            notes=(*group.reasons, *group.effective.notes),
-        )
-        for group in groups
-        if not group.refused
-    )
+    groups = known.groups([(f"{prefix}c0", base), *((f"{prefix}c{index}", one) for index, one in enumerate(points, 1))])
+    ruled_out = {group.candidates[0]: why for group in groups if (why := known.ruled_out(group))}
+    trials = trials_of([group for group in groups if group.candidates[0] not in ruled_out], baseline=f"{prefix}c0")
     if len(trials) < 2:
         whys = "; ".join(dict.fromkeys(reason for group in groups for reason in group.reasons))
         return None, f"everything in it is one setting here ({whys or 'equal effect'})."
     sampling = name == "sampling"
-    return (
-        name,
-        Plan(
-            trials=trials,
-            seed=run.seed + number,
-            metrics=("decode_tok_s", "ttft_s") if sampling else ("decode_tok_s", "ttft_s", "vram_bytes"),
-            preflight=6 if first else 0,
-            confirmed=min(2, len(trials) - 1),
-            confirm_rounds=rounds,
-            confirm_max=_most(run),
-            one_load=sampling,
-        ),
-    ), ""
+    together = min(2, len(trials) - 1)
+    plan = Plan(
+        trials=trials,
+        seed=run.seed + number,
+        metrics=("decode_tok_s", "ttft_s") if sampling else ("decode_tok_s", "ttft_s", "vram_bytes"),
+        preflight=0 if noise else 6,
+        confirmed=together,
+        confirm_max=MOST_ROUNDS,
+        one_load=sampling,
+    )
+    if noise:
+        plan = replace(plan, confirm_rounds=confirmation_rounds(noise, together=together, most=MOST_ROUNDS))
+    fitted = _fitted(journal, run, plan, left=len(STEPS) - number + 1)
+    return (None, fitted) if isinstance(fitted, str) else ((name, fitted), "")
 
 
-def _most(run: Run) -> int:
-    """Longest confirmation that a budget leaves each of the four steps."""
-    budget, pace = run.plan.get("budget_s"), run.plan["survey"].get("pace")
-    if not budget or not pace:
-        return 20
-    session = pace["load_s"] + (run.workload.requests + 1) * pace["request_s"]
-    return int(max(8, min(32, budget / len(STEPS) / session / 3)))
+def _fitted(journal: Journal, run: Run, plan: Plan, left: int) -> Plan | str:
+    """The plan cut to this step's share of what is left of the budget, or why even the shortest does not fit.
+
+    Fewer rounds of confirmation first, down to 8; then none, and fewer rounds, down to 3. The time that counts is that
+    of the sessions, so that a pause or a crash takes nothing from it.
+    """
+    budget = run.plan.get("budget_s")
+    if not budget:
+        return plan
+    known = Survey.of(run.plan["survey"])
+    pace = pace_of(journal, run) or known.pace
+    if pace is None:
+        return plan
+    used = sum((one.ended_at or 0) - (one.started_at or 0) for one in journal.sessions(run.id) if one.ended_at)
+    share = max(0.0, budget - used) / left
+    longest = plan.confirm_rounds or plan.confirm_max
+    tries = [
+        replace(plan, confirm_max=most, confirm_rounds=most if plan.confirm_rounds else None)
+        for most in range(longest, min(CONFIRM_MIN, longest) - 1, -1)
+    ]
+    tries += [
+        replace(plan, confirm=False, preflight=0, screen_rounds=rounds, confirm_rounds=None)
+        for rounds in range(plan.screen_rounds, MIN_ROUNDS - 1, -1)
+    ]
+    for one in tries:
+        seconds = estimate(one, run.workload, pace=pace).seconds or 0.0
+        if seconds <= share:
+            return one
+    return f"its shortest form takes about {seconds:.0f} s, and its share of the budget is {share:.0f} s."
 
 
-def _axis(name: str, limits: _Limits, facts: dict[str, Any]) -> tuple[str, Sequence[OptionValue]]:
-    if name == "layers":
-        return "num_gpu", default_axis("num_gpu", limits)
-    if name == "threads":
-        return "num_thread", default_axis("num_thread", limits, cores=facts["cores"])
-    if name == "context":
-        return "num_ctx", default_axis("num_ctx", limits)
-    return "temperature", default_axis("temperature", limits)
+def _axis(name: str, known: Survey) -> tuple[str, Sequence[OptionValue]]:
+    option = {"layers": "num_gpu", "threads": "num_thread", "context": "num_ctx"}.get(name, "temperature")
+    return option, default_axis(option, known.shape or known.model, cores=known.cores)
 
 
 def validation_report(journal: Journal, run: Run) -> list[dict[str, Any]]:
-    """Step 5's checks of the configuration that was settled on: consistency, VRAM, TTFT; each pass, fail or unknown."""
+    """Step 5's checks of the configuration that was settled on: consistency, VRAM, TTFT; each pass, fail or unknown.
+
+    Consistency and TTFT are those of the last step's sessions; the VRAM is the peak of all sessions with its settings.
+    """
     found = stage_plans(journal, run)
     if not found:
         return []
     stage, plan = found[-1]
     seen = outcomes(journal, run, plan)
-    best = chosen(plan, standing(plan, seen))
-    final = best.candidate if stage["step"] != "validation" else plan.candidates[0]
+    final = chosen(plan, standing(plan, seen)).candidate if stage["step"] != "validation" else plan.candidates[0]
+    settled = next(trial.requested for trial in plan.trials if trial.candidate == final)
     costs = [one.costs for one in seen if one.session.candidate == final and one.session.phase != "preflight"]
     rates = [natural("decode_tok_s", cost["decode_tok_s"]) for cost in costs if "decode_tok_s" in cost]
     ttfts = [natural("ttft_s", cost["ttft_s"]) for cost in costs if "ttft_s" in cost]
-    vram = [natural("vram_bytes", cost["vram_bytes"]) for cost in costs if "vram_bytes" in cost]
+    same = {trial.candidate for trial in journal.trials(run.id) if trial.requested.load == settled.load}
+    peaks = [one.facts.get(VRAM_FACT) for one in journal.sessions(run.id) if one.candidate in same]
+    vram = [float(peak) for peak in peaks if peak is not None]
     total = run.plan["survey"].get("gpu_total_bytes")
     cv = statistics.stdev(rates) / statistics.mean(rates) if len(rates) > 1 else None
     ttft = statistics.median(ttfts) if ttfts else None

@@ -21,16 +21,24 @@ from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Run, RunState, Session, SessionState, Trial
+from chimera.domain.server import ModelInfo
 from chimera.errors import BackendError, BackendRefused, BackendUnavailable, ChimeraError, ConfigError
+from chimera.measure.agents import run_crew
 from chimera.measure.live import LiveRequest
-from chimera.measure.session import PromptSource, run_session
+from chimera.measure.session import PromptSource, SessionOutcome, run_session
+from chimera.model.shape import ModelShape
+from chimera.store.document import VRAM_FACT
 from chimera.tuning.estimate import BLOCK
+from chimera.tuning.plan import Failure
 from chimera.tuning.protocol import FAILURE_WORDS, Done
 
+from .checkup import Checkup
+from .crews import Arm, Crews, arm_of
+from .evidence import installed_facts, machine_facts, needs
 from .recorder import Gate, ProgressWriter, Recorder
 from .sampler import Sampler
-from .study import COMPARING, advance, failure_of, recommendation, shares_load, stage_plans
-from .tune import validation_report
+from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
+from .thermal import judge, seconds_of
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -41,6 +49,8 @@ COOL_S = 60.0
 SERVER_BACK_S = 120.0
 """So long a comparing run waits for a server that is not ours to come back."""
 SERVER_ASK_S = 2.0
+UNSURE: frozenset[VoidReason | None] = frozenset({"error", "timeout", "reload-inside"})
+"""After a session that ended so, what is loaded is not known."""
 _log = logging.getLogger(__name__)
 
 
@@ -70,8 +80,11 @@ class Worker:
         self._gate = Gate()
         self._live = LiveRequest()
         self._progress = ProgressWriter(journal, run.id, self._live)
-        self._sampler = Sampler(journal, run.id)
+        self._sampler = Sampler(journal, run.id, self._live)
+        self._checkup = Checkup(journal, run.id)
+        self._shape: ModelShape | None = None
         self._stop_reason: str | None = None
+        self._crews: Crews | None = None
         self._loaded: Options | None = None
         """Load options that ran in the last session, where it ended well."""
         self._work: asyncio.Task[None] | None = None
@@ -105,6 +118,7 @@ class Worker:
             journal.interrupt(run.id)
             self._sampler.stop()
             self._progress.stop()
+            self._checkup.look()
         journal.log(
             run.id,
             {"done": "done", "stopped": "stopped"}.get(state, error or state),
@@ -147,15 +161,18 @@ class Worker:
             self._progress.show(replace(self._progress.base, text="reaching the server"))
             server = await backend.connect()
             model = await backend.model()
-            journal.identify(run.id, server=server, model=model, host=host_facts())
+            self._shape = await backend.shape()
+            host = host_facts() | {"installed": installed_facts(await _models(backend))}
+            journal.identify(run.id, server=server, model=model, host=host)
             self._run = run = journal.run(run.id)
             await self._ask_before_reload(backend)
             if not backend.owned:
-                remembered = await backend.remember()
-                if remembered:
+                # What a killed worker of this run had kept stays: its changes are still on the server.
+                kept = journal.remembered(run.id)
+                if not kept and (remembered := await backend.remember()):
                     journal.remember(run.id, server.url, remembered)
-                touched = bool(remembered)
-            recorder = Recorder(journal, run, backend, self._progress, self._gate, self._sampler)
+                touched = bool(journal.remembered(run.id))
+            recorder = Recorder(journal, run, backend, self._progress, self._gate, self._sampler, self._checkup)
             self._sampler.start()
             prompts = PromptSource(backend, run.workload, run.seed)
             async for session, total in self._sessions():
@@ -168,18 +185,29 @@ class Worker:
             # A stop must not cut this short: what we changed on the user's server is put back first.
             await asyncio.shield(self._leave(backend, touched))
 
+    def _say_failed(self, trial: Trial, failure: Failure, error: str | None) -> None:
+        words = f"{trial.candidate} ({trial.requested}): {FAILURE_WORDS[failure]}" + (f" — {error}" if error else "")
+        self._journal.log(self._run.id, words, "warn")
+
     async def _still_there(self, backend: Backend) -> bool:
-        """Whether the run can go on with other configurations: our engine starts anew, a server is waited for."""
+        """Whether a session can begin: our engine starts anew, a server that is not ours is waited for."""
         if backend.owned:
             return True
-        for _ in range(int(SERVER_BACK_S / SERVER_ASK_S)):
+        deadline = time.monotonic() + SERVER_BACK_S
+        said = False
+        while True:
             try:
                 await backend.connect()
-            except BackendUnavailable:
+            except BackendUnavailable as error:
+                if not said:
+                    said = True
+                    self._journal.log(self._run.id, f"waiting for the server to come back: {error}", "warn")
+                    self._progress.show(replace(self._progress.base, text="waiting for the server to come back"))
+                if time.monotonic() >= deadline:
+                    return False
                 await asyncio.sleep(SERVER_ASK_S)
             else:
                 return True
-        return False
 
     async def _cool_down(self) -> None:
         """Let the GPU cool before a round is repeated."""
@@ -194,14 +222,8 @@ class Worker:
 
     def _conclude(self) -> None:
         """Say what the whole run has shown."""
-        journal, run = self._journal, self._run
-        if stage_plans(journal, run):
-            journal.log(run.id, recommendation(journal, run).words, "notice")
-        if run.kind == "tune":
-            for check in validation_report(journal, run):
-                value = "unknown" if check["value"] is None else f"{check['value']:.3g} (limit {check['limit']:g})"
-                journal.log(run.id, f"step 5, {check['check']}: {check['result']}, {value}; {check['words']}", "notice")
-            journal.log(run.id, "Quality is not scored: read the outputs of two settings side by side.")
+        for words in conclude(self._journal, self._run):
+            self._journal.log(self._run.id, words, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
         if touched:
@@ -212,14 +234,18 @@ class Worker:
                 self._journal.restored(self._run.id)
             except BackendError as error:
                 self._journal.log(self._run.id, f"the server's settings could not be put back: {error}", "warn")
+        if self._crews is not None:
+            await self._crews.close()
         await backend.close()
 
     async def _ask_before_reload(self, backend: Backend) -> None:
         """Rule: a server that is not ours is not made to reload without a yes."""
         if backend.owned or self._run.target.assume_yes:
             return
-        for trial in self._journal.trials(self._run.id):
-            words = await backend.would_reload(self._options(backend, trial))
+        trials = self._journal.trials(self._run.id)
+        # A run that draws its candidates as it goes begins with the server's defaults.
+        for options in [self._options(backend, trial) for trial in trials] or [Options()]:
+            words = await backend.would_reload(options)
             if words:
                 raise ConfigError(f"{words} Say yes with --yes, or in the UI when it asks.")
 
@@ -260,6 +286,24 @@ class Worker:
                 await self._cool_down()
             yield step.session, step.sessions
 
+    async def _together(
+        self, backend: Backend, options: Options, arm: Arm, session: Session, recorder: Recorder
+    ) -> SessionOutcome:
+        """A session of several agents."""
+        run = self._run
+        if self._crews is None:
+            self._crews = Crews(run, backend)
+        lanes = tuple(LiveRequest() for _ in range(arm.agents))
+        crew = await self._crews.crew(arm, options, lanes)
+        workload = replace(run.workload, requests=arm.requests)
+        prompts = [PromptSource(one, workload, run.seed) for one in crew.instances]
+        self._progress.lanes = lanes
+        try:
+            key = prompt_key(session, fresh=True)
+            return await run_crew(crew, workload, prompts, recorder, seed=run.seed, round_=key)
+        finally:
+            self._progress.lanes = ()
+
     async def _one(
         self,
         backend: Backend,
@@ -277,36 +321,78 @@ class Worker:
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
         self._sampler.begin_session()
         comparing = run.kind in COMPARING
+        if comparing and not await self._still_there(backend):
+            raise BackendUnavailable(
+                f"{run.target.url} has not come back within {SERVER_BACK_S:g} s. Start the server, then "
+                f"`chimera resume {run.id}` goes on where it was."
+            )
         one_load = comparing and shares_load(run, session.candidate)
         workload = replace(run.workload, requests=BLOCK) if one_load else run.workload
         try:
-            outcome = await run_session(
-                backend,
-                options,
-                workload,
-                prompts,
-                recorder,
-                seed=run.seed,
-                round_=prompt_key(session, fresh=one_load or not backend.owned),
-                live=self._live,
-                loaded=one_load and self._loaded == options.load,
-            )
+            arm = arm_of(run, session.candidate)
+            if run.kind == "agents" or arm.agents > 1:
+                outcome = await self._together(backend, options, arm, session, recorder)
+            else:
+                outcome = await run_session(
+                    backend,
+                    options,
+                    workload,
+                    prompts,
+                    recorder,
+                    seed=run.seed,
+                    round_=prompt_key(session, fresh=one_load or not backend.owned),
+                    live=self._live,
+                    loaded=one_load and self._loaded == options.load,
+                    seconds=seconds_of(run),
+                )
         except BackendError as error:
             self._loaded = None
             reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
-            facts = {"error": str(error), "failure": failure_of(error)}
+            facts = {"error": str(error), "failure": failure_of(error), "needs": self._needs(session.candidate)}
             await recorder.end(replace(session, state="void", void_reason=reason, facts=facts))
-            if not comparing or not await self._still_there(backend):
+            if not comparing:
                 raise
-            journal_words = f"{session.candidate} ({trial.requested}): {FAILURE_WORDS[failure_of(error)]} — {error}"
-            self._journal.log(run.id, journal_words, "warn")
+            self._say_failed(trial, failure_of(error), str(error))
             return
-        self._loaded = options.load
+        self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(self._sampler.end_session(outcome.measurements))
+        if comparing and (failure := failure_within(outcome.measurements, outcome.void_reason)):
+            outcome.facts["failure"] = failure
+            self._say_failed(trial, failure, next((one.error for one in outcome.measurements if one.error), None))
+        effective = self._journal.effective(run.id, session.candidate)
+        if effective is not None and effective.vram_bytes and not one_load:
+            outcome.facts.setdefault(VRAM_FACT, effective.vram_bytes)
+        outcome.facts["needs"] = self._needs(session.candidate)
+        if run.kind == "thermal":
+            await self._judge_heat(outcome)
         state: SessionState = "void" if outcome.void_reason else "done"
         await recorder.end(
             replace(session, state=state, void_reason=outcome.void_reason, ended_at=time.time(), facts=outcome.facts)
         )
+
+    def _needs(self, candidate: str) -> dict[str, float]:
+        """What the configuration takes of GPU memory and bandwidth, for the rules."""
+        trial = next(one for one in self._journal.trials(self._run.id) if one.candidate == candidate)
+        options = trial.effective.over(trial.requested) if trial.effective is not None else trial.requested
+        return needs(self._shape, options, self._sampler.gpus, self._run.workload.prompt_tokens)
+
+    async def _judge_heat(self, outcome: SessionOutcome) -> None:
+        """The thermal check's verdict, kept with its session and told."""
+        if not outcome.measurements:
+            return
+        began = outcome.measurements[0].started_at
+        outcome.facts["thermal"] = await asyncio.to_thread(judge, self._journal, self._run, began)
+        for one in outcome.facts["thermal"]:
+            name = f"{one['gpu']}: " if one["gpu"] else ""
+            self._journal.log(self._run.id, f"{name}{one['verdict']}", "notice")
+
+
+async def _models(backend: Backend) -> tuple[ModelInfo, ...]:
+    """What the server could load; nothing where it does not say."""
+    try:
+        return await backend.models()
+    except BackendError:
+        return ()
 
 
 def prompt_key(session: Session, *, fresh: bool) -> str:
@@ -334,6 +420,7 @@ def host_facts() -> dict[str, object]:
         "threads": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
         "cpu": _cpu_name(),
+        **machine_facts(),
     }
 
 

@@ -39,11 +39,14 @@ VRAM_FACT = "vram_peak_bytes"
 CSV_COLUMNS = (
     "order", "session", "round", "phase", "role", "started_at", "ttft_s", "queue_s", "load_s", "prefill_s", "decode_s",
     "other_s", "total_s", "prompt_tokens", "cached_tokens", "completion_tokens", "decode_tok_s", "client_decode_tok_s",
-    "finish_reason", "cold", "void_reason", "error", "agent", "instance",
+    "finish_reason", "cold", "void_reason", "error", "agent", "instance", "candidate",
 )  # fmt: skip
-"""After the candidate and the option columns; the import reads the same names."""
+"""After the option columns; the import reads the same names."""
 SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure")
 """What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
+
+_RESULT: dict[str, Any] = {"recommendation": None, "pareto": [], "drift": None, "validation": []}
+"""What a comparing run has shown beside its verdicts, as its worker last wrote it."""
 
 Figure = Callable[[Measurement], float | None]
 _FIGURES: dict[str, Figure] = {
@@ -94,6 +97,10 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
         "verdicts": [_verdict(verdict) for verdict in journal.verdicts(run.id)],
         "findings": [_finding(finding) for finding in journal.findings(run.id)],
     }
+    found |= {"standing": run.plan.get("standing"), **_RESULT, **run.plan.get("result", {})}
+    heat = [one.facts["thermal"] for one in sessions if "thermal" in one.facts]
+    if heat:
+        found["thermal"] = heat[-1]
     if measurements:
         found["sessions"] = [_session(session) for session in sessions]
         found["measurements"] = [_measurement(row) for row in rows]
@@ -214,13 +221,12 @@ def export_csv(journal: Journal, run: Run) -> str:
     lines.sort(key=lambda line: line[0])
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["candidate", *asked, *CSV_COLUMNS, *told])
+    writer.writerow([*asked, *CSV_COLUMNS, *told])
     for order, (seq, candidate, found) in enumerate(lines, 1):
-        values = {"order": order, **found}
+        values = {"order": order, "candidate": candidate, **found}
         options, facts = requested.get(candidate, {}), sessions[seq].facts
         writer.writerow(
-            [_cell(candidate)]
-            + [_cell(options.get(name)) for name in asked]
+            [_cell(options.get(name)) for name in asked]
             + [_cell(values.get(name)) for name in CSV_COLUMNS]
             + [_cell(facts.get(name)) for name in told]
         )

@@ -49,6 +49,8 @@ class Loaded:
         """The model's entry in the server's own list of loaded ones."""
         if sample is None or isinstance(sample.models, Missing) or self.model is None:
             return None
+        if self.server is not None and self.server.kind in {"llama_server", "embedded"} and len(sample.models) == 1:
+            return sample.models[0]  # it serves one model, and calls it by its file
         wanted = self.model.name.removesuffix(":latest")
         return next((one for one in sample.models if one.name.removesuffix(":latest") == wanted), None)
 
@@ -68,3 +70,13 @@ async def look_up(target: Target) -> Loaded:
         return Loaded(problem=str(error))
     finally:
         await backend.close()
+
+
+def changed_models(before: ServerSample | None, now: ServerSample) -> bool:
+    """The server has loaded or left a model, or holds one in another way."""
+    if before is None or isinstance(before.models, Missing) or isinstance(now.models, Missing):
+        return False
+    old, new = before.models, now.models
+    return {(one.name, one.context, one.vram_bytes) for one in old} != {
+        (one.name, one.context, one.vram_bytes) for one in new
+    }

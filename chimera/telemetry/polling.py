@@ -7,11 +7,14 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from chimera.domain.readings import Missing
 from chimera.domain.server import ServerInfo
 from chimera.domain.telemetry import ServerSample
 
 if TYPE_CHECKING:
     from .serverwatch import ServerWatch
+
+SOON_S = 0.25
 
 
 class ServerPoll:
@@ -42,9 +45,9 @@ class ServerPoll:
         if _key(server) == _key(self._wanted):
             return
         self._wanted, self._latest = server, None
+        self._turn.set()
         if not self._thread.is_alive() and not self._ended:
             self._thread.start()
-        self._turn.set()
 
     def read(self, now: float) -> ServerSample:
         """The newest sample, at once; `Collector` asks for it."""
@@ -77,14 +80,19 @@ class ServerPoll:
                 continue
             began = self._clock()
             sample = watch.read(began)
-            if of is self._wanted and not self._ended:
+            if of is self._wanted and sample is not self._latest and not self._ended:
                 self._latest = sample
                 if self._tell is not None:
                     self._tell(sample)
-            wait_s = max(watch.interval(), 1.0 if self.slow else 0.0)
+            wait_s = SOON_S if _unsettled(sample) else max(watch.interval(), 1.0 if self.slow else 0.0)
             self._turn.wait(max(wait_s - (self._clock() - began), 0.02))
         if watch is not None:
             watch.close()
+
+
+def _unsettled(sample: ServerSample) -> bool:
+    """What was asked beside the look, its models first of all, has not come in yet."""
+    return isinstance(sample.models, Missing) and sample.models.reason == "pending" and sample.reachable
 
 
 def _key(server: ServerInfo | None) -> tuple[str, str] | None:

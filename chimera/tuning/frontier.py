@@ -18,9 +18,10 @@ _EQUAL: Mapping[Failure, frozenset[str]] = {
     "load-failed": frozenset(_KINDS),
     "crash": frozenset(_KINDS),
     "timeout": frozenset({*_KINDS, "num_gpu"}),
+    "refused": frozenset(MEMORY_AXES),
 }
 """Axes that must be equal for a failure to reach further: a kind of cache may be unsupported rather than too large, and
-more layers on the GPU make a slow configuration faster."""
+more layers on the GPU make a slow configuration faster; what is refused for a short window has room in a larger one."""
 
 
 def needs_as_much(options: Options, other: Options, *, equal: frozenset[str] = frozenset()) -> bool:

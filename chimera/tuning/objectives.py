@@ -19,6 +19,8 @@ METRIC_WORDS: Mapping[Metric, str] = {
     "completion_s": "completion time",
     "vram_bytes": "VRAM",
     "energy_j_per_token": "energy per token",
+    "aggregate_tok_s": "rate of all agents together",
+    "worst_ttft_s": "worst time to first token",
 }
 
 

@@ -26,7 +26,7 @@ DROP_FROM = 5
 CONFIRM_TOGETHER = 4
 """A sweep of no more candidates than this confirms all of them: screening them would cost as much."""
 
-Failure = Literal["out-of-memory", "load-failed", "crash", "timeout"]
+Failure = Literal["out-of-memory", "load-failed", "crash", "timeout", "refused"]
 """How a configuration can fail as a whole; a result, not an accident."""
 
 
@@ -98,6 +98,11 @@ class Plan:
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """Candidates by cohort; one group where the plan has none."""
         return self.cohorts or ((self.candidates,) if self.candidates else ())
+
+    @property
+    def screens(self) -> bool:
+        """Some rounds choose, or everything rests on them; a few candidates are confirmed at once instead."""
+        return not self.confirm or self.cohorts_planned > 0 or len(self.candidates) > self.confirmed
 
     @property
     def settings(self) -> dict[str, Options]:

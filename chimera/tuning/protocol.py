@@ -42,6 +42,7 @@ FAILURE_WORDS: dict[Failure, str] = {
     "load-failed": "could not be loaded",
     "crash": "crashed the engine",
     "timeout": "gave no answer in time",
+    "refused": "refused the workload's requests",
 }
 
 

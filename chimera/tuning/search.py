@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chimera.domain.options import OPTION_NAMES, Options, OptionValue
 
-from .plan import COHORT, FULL_GRID
+from .plan import COHORT
 
 if TYPE_CHECKING:
     import optuna
@@ -32,11 +32,6 @@ def size(axes: Axes) -> int:
 def grid(axes: Axes) -> list[Options]:
     """Every combination, the last axis fastest."""
     return [Options.of(dict(zip(axes, point, strict=True))) for point in product(*axes.values())]
-
-
-def small(candidates: Sequence[Options]) -> bool:
-    """Whether all effective candidates can be visited; else they are proposed in cohorts."""
-    return len(candidates) <= FULL_GRID
 
 
 def propose(

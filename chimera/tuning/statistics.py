@@ -14,7 +14,7 @@ from math import exp, expm1, fsum, inf, isfinite, log, log1p, sqrt
 from statistics import median
 
 from chimera.domain.measurement import Measurement
-from chimera.domain.verdict import Metric, VerdictWord
+from chimera.domain.verdict import RATES, Metric, VerdictWord
 
 from .plan import CONFIRM_MAX, CONFIRM_MIN, CONFIRM_UNPLANNED
 
@@ -78,7 +78,7 @@ def _completion(valid: Sequence[Measurement], output_tokens: int) -> float | Non
 
 def natural(metric: Metric, cost: float) -> float:
     """A log cost in the metric's own unit: tokens a second, seconds, bytes or joules a token."""
-    return exp(-cost) if metric == "decode_tok_s" else exp(cost)
+    return exp(-cost) if metric in RATES else exp(cost)
 
 
 # Differences

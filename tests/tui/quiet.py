@@ -16,7 +16,7 @@ from chimera.runner.follow import Update
 from chimera.store.journal import Journal
 from chimera.store.records import Event, Row
 from chimera.tui.app import ChimeraApp
-from chimera.tui.feeds import JournalFeed
+from chimera.tui.feeds import JournalFeed, TelemetryFeed, Watched
 from tests.widgets import data
 
 
@@ -32,6 +32,13 @@ class Unasked(JournalFeed):
         self._kept.append(work)
 
 
+class Unwatched(TelemetryFeed):
+    """Looks at nothing."""
+
+    def watch(self, watched: Watched) -> None:
+        """Nothing to look at."""
+
+
 class QuietApp(ChimeraApp):
     """Nothing is read, asked or written; what would be done with the journal is kept in `asked`."""
 
@@ -39,6 +46,7 @@ class QuietApp(ChimeraApp):
         super().__init__(options or UiOptions(embedded=True))
         self.asked: list[object] = []
         self.journal = Unasked(self.asked)
+        self.telemetry = Unwatched(self.asked.append, 1.0)
 
     def start_feeds(self) -> None:
         """No threads."""

@@ -59,6 +59,7 @@ def test_nothing_is_more_than_an_automatic_choice_but_itself() -> None:
         ("load-failed", {"layers", "context"}),
         ("crash", {"layers", "context"}),
         ("timeout", {"context"}),
+        ("refused", set()),
     ],
 )
 def test_each_kind_of_failure_reaches_as_far_as_its_cause_can(failure: Failure, beyond: set[str]) -> None:

@@ -269,7 +269,7 @@ def test_the_memory_bar_names_its_parts_and_what_is_left() -> None:
     gib = 1024**3
     panel.update(data.gpus(), {"GPU-0": VramParts(weights_bytes=6 * gib, kv_bytes=2 * gib, compute_bytes=UNSUPPORTED)})
     shown = text(panel, 80)
-    assert "█ weights ~6.0  ▓ KV ~2.0  ░ rest 2.0  · free 1.9" in shown
+    assert "█ weights ~6.0  ▓ KV ~2.0  · free 1.9  ░ rest 2.0" in shown
     assert "compute" not in shown
 
 
@@ -278,9 +278,16 @@ def test_a_model_whose_parts_are_unknown_is_shown_whole_and_as_it_is_known() -> 
     gib = 1024**3
     parts = VramParts(UNSUPPORTED, UNSUPPORTED, UNSUPPORTED, 1 * gib, 7 * gib)
     panel.update(data.gpus(), {"GPU-0": parts})
-    assert "█ model 7.0  ░ others 1.0  ░ rest 2.0" in text(panel, 80)
+    assert "█ model 7.0  ░ others 1.0  · free 1.9  ░ rest 2.0" in text(panel, 80)
     panel.update(data.gpus(), {"GPU-0": replace(parts, held_source="derived")})
-    assert "█ model ~7.0  ░ others ~1.0  ░ rest 2.0" in text(panel, 80)
+    assert "█ model ~7.0  ░ others ~1.0  · free 1.9  ░ rest 2.0" in text(panel, 80)
+
+
+def test_a_narrow_column_still_tells_how_hot_and_how_slowed_one_gpu_is() -> None:
+    shown = text(gpu(temperature_c=84.0, margin_c=2.0, throttles=(Throttle("sw-thermal", 0.4, "counter"),)), 28, 5)
+    for said in ("util", "VRAM", "! 84 °C", "slowed  ▲ heat 40 %"):
+        assert said in shown
+    assert "n/a: unsupported" in text(gpu(utilization=UNSUPPORTED), 28, 5)
 
 
 def test_full_memory_stands_out() -> None:

@@ -1,0 +1,112 @@
+"""A remedy that is a setting, tried: before and after are measured in turn, and the verdict says if it helps."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from chimera.domain.finding import Finding, FindingCode, Remedy
+from chimera.domain.options import OPTION_NAMES, Options
+from chimera.domain.run import Run, Target
+from chimera.domain.verdict import Metric
+from chimera.domain.workload import Workload
+from chimera.errors import ConfigError
+
+from .planning import Sketch, Survey, create_study, sketch, survey
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+ROUNDS = 8
+"""Each runs what is and what is proposed once: a true +5 % at 2 % noise needs about so many."""
+_OBJECTIVES: dict[FindingCode, Metric] = {
+    "high-ttft": "ttft_s", "queueing": "ttft_s", "reload-thrash": "ttft_s", "vram-exhaustion": "vram_bytes",
+}  # fmt: skip
+"""What decides; for every other finding the decode rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cure:
+    """A remedy that can be tried, with its finding."""
+
+    number: int
+    """From 1, over all findings of a run, as `chimera doctor RUN` shows it."""
+    finding: Finding
+    remedy: Remedy
+
+    @property
+    def options(self) -> Options:
+        """The settings that it proposes."""
+        return Options.of(self.remedy.options or {})
+
+
+def cures(findings: Sequence[Finding]) -> list[Cure]:
+    """The remedies that are settings, numbered in the order of the findings."""
+    settings = [
+        (finding, remedy)
+        for finding in findings
+        for remedy in finding.remedies
+        if remedy.options and set(remedy.options) <= set(OPTION_NAMES)
+    ]
+    return [Cure(number, finding, remedy) for number, (finding, remedy) in enumerate(settings, 1)]
+
+
+def draw(run: Run, base: Options, cure: Cure, known: Survey, *, rounds: int = ROUNDS) -> Sketch:
+    """The plan: the run's own settings as the baseline, with the remedy's as the only candidate.
+
+    Raises:
+        ConfigError: the remedy has the effect of what runs already, or cannot run here.
+    """
+    proposed = cure.options.over(base)
+    workload: Workload = replace(run.workload, requests=3)
+    drawn = sketch(
+        "sweep",
+        known,
+        {name: (value,) for name, value in cure.options.as_dict().items()},
+        workload,
+        base=base,
+        objective=_OBJECTIVES.get(cure.finding.code, "decode_tok_s"),
+        rounds=rounds,
+        confirm=False,
+        preflight=0,
+    )
+    if not drawn.plan.candidates:
+        why = next(iter(drawn.ruled_out.values()), f"{proposed} has the same effect here as what runs now.")
+        raise ConfigError(f"This remedy cannot be tried: {why}")
+    return drawn
+
+
+def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, rounds: int = ROUNDS) -> Run:
+    """The comparing run of a remedy, ready for a worker. Asks the run's server for what a plan needs.
+
+    Args:
+        journal: Where the run lies.
+        run: Whose finding it is: its server, model, settings and workload are used again.
+        cure: From `cures`.
+        yes: A server that is not ours may be made to reload.
+        rounds: Of before and after.
+
+    Raises:
+        ConfigError: there is nothing to compare.
+        BackendError: the server does not answer.
+    """
+    trials = journal.trials(run.id)
+    base = next(
+        (one.requested for one in trials if one.candidate == "c0"), trials[0].requested if trials else Options()
+    )
+    target = replace(run.target, assume_yes=run.target.assume_yes or yes)
+    known = asyncio.run(_survey(target, run.workload))
+    drawn = draw(run, base, cure, known, rounds=rounds)
+    return create_study(journal, target, drawn, name=f"remedy for {cure.finding.code} of {run.id}")
+
+
+async def _survey(target: Target, workload: Workload) -> Survey:
+    from chimera.backends.detect import open_backend
+
+    backend = open_backend(target)
+    try:
+        return await survey(backend, workload)
+    finally:
+        await backend.close()

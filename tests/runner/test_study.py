@@ -1,0 +1,418 @@
+"""Sweeps by real workers on a scripted Ollama: killed, out of memory, crashing, void, paused, put back.
+
+Where tables are compared for equality the server's times depend on (candidate, phase, round, request) alone: nothing
+waits, and each request's factor is drawn from where the journal says that the run stands. The time to the first token
+is the client's own stamp, of which no two runs are alike, so that metric is compared in its counts only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+from urllib.request import Request as HttpRequest
+from urllib.request import urlopen
+
+import pytest
+
+from chimera.domain.options import Options
+from chimera.domain.run import Run, Target
+from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.workload import Workload
+from chimera.runner.follow import Follower
+from chimera.runner.launch import start_worker
+from chimera.runner.planning import Survey, create_study, create_validation, sketch
+from chimera.runner.putback import put_back
+from chimera.store.document import document
+from chimera.store.journal import Journal
+from tests.backends.scripted import Answer, Exchange, FakeModel, ScriptedOllama, in_thread
+
+from .test_worker import chimera, facts_of, journal, wait_until
+
+__all__ = ["journal"]
+
+SMALL = Workload(prompt_tokens=6, output_tokens=8, requests=1)
+MODEL = FakeModel()
+
+
+def known_of(server: ScriptedOllama, model: FakeModel = MODEL) -> Survey:
+    """What a survey of the scripted server tells, without asking it."""
+    info = ModelInfo(model.name, block_count=model.block_count, trained_ctx=model.trained_ctx)
+    here = ServerInfo("ollama", server.url, server.version)
+    return Survey(here, info, None, Options(num_ctx=4096), None, None, None)
+
+
+def sweep(journal: Journal, server: ScriptedOllama, axes: dict[str, tuple[Any, ...]], **rules: Any) -> Run:
+    """A sweep in the journal, ready for a worker."""
+    workload = rules.pop("workload", SMALL)
+    drawn = sketch("sweep", known_of(server), axes, workload, seed=rules.pop("seed", 7), **rules)
+    return create_study(journal, Target("ollama", url=server.url, assume_yes=True), drawn)
+
+
+def finish(journal: Journal, run: Run, timeout_s: float = 60) -> Run:
+    """Let a worker bring it to its end."""
+    child = start_worker(journal, run.id)
+    try:
+        child.wait(timeout_s)
+    finally:
+        if child.poll() is None:
+            child.kill()
+            child.wait(10)
+    return journal.run(run.id)
+
+
+def done_sessions(journal: Journal, run: Run) -> list[tuple[str, int, str]]:
+    """Where each session that counts belongs, in rising order."""
+    return sorted((one.phase, one.round, one.candidate) for one in journal.sessions(run.id) if one.state == "done")
+
+
+class Stage:
+    """Factors on a scripted server's times that depend on where the followed run stands, and on nothing else."""
+
+    def __init__(self, journal: Journal, gains: dict[int, float], sd: float = 0.003, wait_s: float = 0.0) -> None:
+        self.journal = journal
+        self.gains = gains
+        self.sd = sd
+        self.wait_s = wait_s
+        self.run_id = ""
+
+    def __call__(self, options: Options, request: int) -> float:
+        time.sleep(self.wait_s)
+        running = [one for one in self.journal.sessions(self.run_id) if one.state == "running"]
+        if not running:
+            return 1.0
+        now = running[-1]
+        place = len(self.journal.measurements(self.run_id, session=now.seq))
+        noise = Random(f"{now.candidate} {now.phase} {now.round} {place}").gauss(0, self.sd)
+        return (1 + noise) / self.gains.get(options.num_thread or 0, 1.0)
+
+
+def table(journal: Journal, run: Run) -> dict[str, Any]:
+    """What must not depend on how often the worker was killed."""
+    facts = document(journal, journal.run(run.id))
+    return {
+        "state": facts["run"]["state"],
+        "verdicts": [row for row in facts["verdicts"] if row["metric"] != "ttft_s"],
+        "ttft": [(row["candidate"], row["n"]) for row in facts["verdicts"] if row["metric"] == "ttft_s"],
+        "trials": [
+            (one["candidate"], one["effective"], one["sessions"], one["decode_tok_s"], one["ttft_s"]["n"])
+            for one in facts["trials"]
+        ],
+        "recommendation": facts["recommendation"],
+        "noise": facts["standing"]["noise"],
+        "sessions": done_sessions(journal, run),
+    }
+
+
+def resumed_again_and_again(journal: Journal, kills: int, seed: int) -> None:
+    """Compare an uninterrupted sweep with one whose worker is killed at random points."""
+    rules: dict[str, Any] = {"rounds": 3}
+    axes = {"num_thread": (1, 2, 3, 4, 5)}
+    gains = {2: 1.04, 4: 1.10}
+    whole, broken = Stage(journal, gains), Stage(journal, gains, wait_s=0.01)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=whole)) as server:
+        first = sweep(journal, server, axes, **rules)
+        whole.run_id = first.id
+        assert finish(journal, first).state == "done"
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=broken)) as server:
+        second = sweep(journal, server, axes, **rules)
+        broken.run_id = second.id
+        chance = Random(seed)
+        needed = len(done_sessions(journal, first))
+        killed = 0
+        while killed < kills:
+            child = start_worker(journal, second.id)
+            before = len(done_sessions(journal, second))
+            # Each life gets its share of what is left, so that the kills are spread over the whole run.
+            target = before + max(1, (needed - before) // (kills - killed + 1))
+            wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]
+            time.sleep(chance.uniform(0.0, 0.15))
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait(10)
+            killed += 1
+            if journal.run(second.id).state == "done":
+                break
+            assert journal.run(second.id).state == "crashed"
+        assert finish(journal, second).state == "done"
+    assert killed >= min(kills, needed // 2)
+    assert table(journal, first) == table(journal, second)
+    counted = done_sessions(journal, second)
+    assert len(counted) == len(set(counted)), "a session was counted twice"
+    rows = journal.measurements(second.id)
+    for one in journal.sessions(second.id):
+        mine = [row.measurement for row in rows if row.session == one.seq]
+        if one.state == "done":
+            assert len(mine) == SMALL.requests + 1
+        else:
+            assert one.void_reason == "interrupted"
+            assert all(row.void_reason == "interrupted" for row in mine)
+
+
+def test_a_sweep_whose_worker_is_killed_ends_with_the_table_of_an_uninterrupted_one(journal: Journal) -> None:
+    resumed_again_and_again(journal, kills=4, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_change_nothing_in_the_table(journal: Journal) -> None:
+    resumed_again_and_again(journal, kills=50, seed=2)
+
+
+def test_memory_runs_out_once_a_line_and_nothing_beyond_is_launched(journal: Journal) -> None:
+    axes = {"num_gpu": (5, 10, 19), "num_ctx": (2048, 8192, 16384)}
+    # 4 layers a line fit; what the larger windows need more of is out of reach.
+    server = ScriptedOllama(decode_s=0.001, real_time=False, capacity_bytes=500_000_000, auto_layers=5)
+    with in_thread(server):
+        run = finish(journal, sweep(journal, server, axes, rounds=2, confirm=False, seed=3), 100)
+        launched = [(options.num_gpu, options.num_ctx) for _, options in server.loads]
+    assert run.state == "done", run.error
+    failed = run.plan["standing"]["failed"]
+    unlaunched = run.plan["standing"]["unlaunched"]
+    assert failed, "the memory was too small for some"
+    assert set(failed.values()) == {"out-of-memory"}
+    requested = {trial.candidate: trial.requested for trial in journal.trials(run.id)}
+    for window in axes["num_ctx"]:
+        assert sum(requested[name].num_ctx == window for name in failed) <= 1, "one failure a line"
+    assert server.refused_loads == len(failed)
+    for name, because in unlaunched.items():
+        assert (requested[name].num_gpu, requested[name].num_ctx) not in launched
+        beyond, edge = requested[name], requested[because]
+        assert (beyond.num_gpu or 0) >= (edge.num_gpu or 0)
+        assert (beyond.num_ctx or 0) >= (edge.num_ctx or 0)
+    words = {row.candidate: row.reason or "" for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert all("ran out of memory" in words[name] for name in failed)
+    assert all("Not launched" in words[name] for name in unlaunched)
+    others = set(requested) - set(failed) - set(unlaunched) - {"c0"}
+    assert others
+    assert all("memory" not in words[name] for name in others)
+
+
+def test_a_configuration_that_crashes_the_engine_is_out_and_the_others_are_compared(journal: Journal) -> None:
+    def dies(options: Options, request: int) -> int | None:
+        return 2 if options.num_thread == 2 else None
+
+    server = ScriptedOllama(decode_s=0.001, real_time=False, dies_after=dies)
+    with in_thread(server):
+        run = finish(journal, sweep(journal, server, {"num_thread": (1, 2, 3)}, rounds=3, confirm=False))
+    assert run.state == "done", run.error
+    assert run.plan["standing"]["failed"] == {"c2": "crash"}
+    rows = {row.candidate: row for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert rows["c2"].verdict == "insufficient"
+    assert "crashed" in (rows["c2"].reason or "")
+    assert (rows["c1"].n, rows["c3"].n) == (3, 3)
+    assert sum(one.candidate == "c2" for one in journal.sessions(run.id)) == 1
+
+
+def test_a_window_that_is_too_short_for_the_prompts_is_refused_and_larger_ones_still_run(journal: Journal) -> None:
+    workload = Workload(prompt_tokens=40, output_tokens=8, requests=1)
+    server = ScriptedOllama(decode_s=0.001, real_time=False)
+    server.route("POST", "/api/generate", refuses_in_short_windows(server))
+    with in_thread(server):
+        axes = {"num_ctx": (256, 1024)}
+        run = finish(journal, sweep(journal, server, axes, rounds=3, confirm=False, workload=workload))
+    assert run.state == "done", run.error
+    assert run.plan["standing"]["failed"] == {"c1": "refused"}
+    assert run.plan["standing"]["unlaunched"] == {}
+    rows = {row.candidate: row.n for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert rows["c2"] == 3
+
+
+def refuses_in_short_windows(server: ScriptedOllama) -> Answer:
+    """Prompts that are sent with a window of 256 are refused, as a server without truncation does."""
+
+    async def answer(exchange: Exchange) -> None:
+        asked = exchange.request.json()
+        if asked.get("prompt") and (asked.get("options") or {}).get("num_ctx") == 256:
+            await exchange.reply(400, {"error": "the prompt is longer than the context length"})
+        else:
+            await server.default(exchange)
+
+    return answer
+
+
+def test_a_server_that_goes_away_and_comes_back_does_not_end_the_run(journal: Journal, tmp_path: Path) -> None:
+    server = ScriptedOllama(decode_s=0.002)
+    with in_thread(server):
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=3, confirm=False)
+        child = start_worker(journal, run.id)
+        wait_until(lambda: len(done_sessions(journal, run)) >= 4, 30)
+    port = server.port
+    wait_until(lambda: any("waiting for the server" in one.text for one in journal.events(run.id)), 30)
+    again = ScriptedOllama(decode_s=0.002)
+    again.port = port
+    with in_thread(again):
+        child.wait(60)
+    ended = journal.run(run.id)
+    assert ended.state == "done", ended.error
+    rows = {row.candidate: row.n for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert rows == {"c1": 3, "c2": 3}
+
+
+def test_a_void_session_is_repeated_once_at_the_end_of_its_round(journal: Journal) -> None:
+    stage = Stage(journal, {})
+
+    def stops(options: Options, request: int) -> int | None:
+        """In the second round c1 is void once, in the third one c2 twice."""
+        running = [one for one in journal.sessions(stage.run_id) if one.state == "running"]
+        if not running:
+            return None
+        now = running[-1]
+        tries = sum((one.candidate, one.round) == (now.candidate, now.round) for one in journal.sessions(stage.run_id))
+        once = (now.candidate, now.round) == ("c1", 2) and tries == 1
+        always = (now.candidate, now.round) == ("c2", 3)
+        return 3 if once or always else None
+
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage, stops_after=stops)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=4, confirm=False)
+        stage.run_id = run.id
+        run = finish(journal, run)
+    assert run.state == "done", run.error
+    sessions = journal.sessions(run.id)
+    second = [one for one in sessions if one.round == 2]
+    assert len(second) == 4
+    assert (second[-1].candidate, second[-1].state) == ("c1", "done")
+    void = [one for one in second if one.state == "void"]
+    assert [(one.candidate, one.void_reason) for one in void] == [("c1", "short-output")]
+    third = [one for one in sessions if one.round == 3 and one.candidate == "c2"]
+    assert [one.state for one in third] == ["void", "void"]
+    assert run.plan["standing"]["lacking"] == [["screen", 3, "c2"]]
+    rows = {row.candidate: row.n for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert rows == {"c1": 4, "c2": 3}
+
+
+def test_a_sweep_is_paused_stopped_resumed_and_attached_to_at_any_point(journal: Journal) -> None:
+    stage = Stage(journal, {}, wait_s=0.02)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=5, confirm=False)
+        stage.run_id = run.id
+        child = start_worker(journal, run.id)
+        wait_until(lambda: len(done_sessions(journal, run)) >= 2, 30)
+        assert chimera("pause", run.id).returncode == 0
+        wait_until(lambda: journal.run(run.id).state == "paused", 10)
+        held = len(journal.measurements(run.id))
+        time.sleep(0.5)
+        assert len(journal.measurements(run.id)) == held
+        journal.send(run.id, "resume")
+        wait_until(lambda: len(done_sessions(journal, run)) >= 5, 30)
+        journal.send(run.id, "stop")
+        assert child.wait(15) == 4
+        stopped = journal.run(run.id)
+        assert stopped.state == "stopped"
+        assert {row.verdict for row in journal.verdicts(run.id)} <= {"undecided", "insufficient"}, "it is not complete"
+        assert server.loaded == {}, "nothing was loaded before, so nothing is now"
+        detached = chimera("resume", run.id, "--detach")
+        assert detached.returncode == 0, detached.stderr
+        attached = chimera("attach", run.id, "--json")
+    assert attached.returncode == 0, attached.stderr
+    facts = facts_of(attached)
+    assert facts["run"]["state"] == "done"
+    assert [(one["candidate"], one["sessions"]) for one in facts["trials"]] == [("c0", 5), ("c1", 5), ("c2", 5)]
+    assert len({*done_sessions(journal, run)}) == len(done_sessions(journal, run)) == 15
+
+
+def loaded_as(server: ScriptedOllama) -> dict[str, Options]:
+    """What is loaded, with its options."""
+    return {name: runner.options for name, runner in server.loaded.items()}
+
+
+def test_what_was_loaded_before_a_sweep_is_loaded_after_it(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 1024}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = finish(journal, sweep(journal, server, {"num_ctx": (2048, 4096)}, rounds=2, confirm=False))
+        assert run.state == "done", run.error
+        assert loaded_as(server) == before
+        assert len(server.loads) > 4
+
+
+def test_what_a_killed_sweep_left_changed_is_put_back_by_the_next_start(journal: Journal) -> None:
+    stage = Stage(journal, {}, wait_s=0.02)
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False, noise=stage)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 1024}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = sweep(journal, server, {"num_ctx": (2048, 8192)}, rounds=4, confirm=False)
+        stage.run_id = run.id
+        child = start_worker(journal, run.id)
+        wait_until(lambda: len(done_sessions(journal, run)) >= 2, 30)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        assert loaded_as(server) != before
+        left = journal.unrestored()
+        assert [one.run for one in left] == [run.id]
+        words = put_back(journal, run.id)
+        assert any("Loaded" in line for line in words)
+        assert loaded_as(server) == before
+        assert journal.unrestored() == []
+
+
+def test_a_resumed_sweep_that_is_stopped_at_once_still_puts_the_first_state_back(journal: Journal) -> None:
+    stage = Stage(journal, {}, wait_s=0.02)
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False, noise=stage)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 1024}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = sweep(journal, server, {"num_ctx": (2048, 8192)}, rounds=4, confirm=False)
+        stage.run_id = run.id
+        child = start_worker(journal, run.id)
+        wait_until(lambda: len(done_sessions(journal, run)) >= 2, 30)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        again = start_worker(journal, run.id)
+        wait_until(lambda: journal.run(run.id).state == "running", 20)
+        journal.send(run.id, "stop")
+        again.wait(20)
+        assert loaded_as(server) == before
+        assert journal.unrestored() == []
+
+
+def ask(url: str, body: dict[str, object]) -> None:
+    """Another client loads a model."""
+    with urlopen(HttpRequest(f"{url}/api/generate", json.dumps(body).encode()), timeout=10) as answer:
+        assert answer.status == 200
+
+
+def test_a_second_view_sees_each_session_within_a_second_of_the_worker(journal: Journal) -> None:
+    stage = Stage(journal, {}, wait_s=0.02)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=4, confirm=False)
+        stage.run_id = run.id
+        with Journal.open() as elsewhere:
+            views = [Follower(journal, run.id), Follower(elsewhere, run.id)]
+            child = start_worker(journal, run.id)
+            late: list[float] = []
+            rows = 0
+            while child.poll() is None:
+                for view in views:
+                    update = view.look()
+                    if update is not None and not update.first:
+                        now = time.time()
+                        late += [now - (row.measurement.started_at + row.measurement.total_s) for row in update.new]
+                        rows += len(update.new)
+                time.sleep(0.2)
+            last = [view.look() for view in views]
+        assert rows >= 40
+        assert max(late) < 1.0
+        assert all(update is None or update.run.state == "done" for update in last)
+
+
+def test_a_validation_repeats_the_winner_against_the_default_on_fresh_rounds(journal: Journal) -> None:
+    stage = Stage(journal, {2: 1.10}, sd=0.003)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=4, confirm=False)
+        stage.run_id = run.id
+        assert finish(journal, run).state == "done"
+        result = journal.run(run.id).plan["result"]
+        assert result["recommendation"]["candidate"] == "c2"
+        again = create_validation(journal, journal.run(run.id), rounds=8)
+        stage.run_id = again.id
+        assert finish(journal, again).state == "done"
+    (row,) = [one for one in journal.verdicts(again.id) if one.metric == "decode_tok_s"]
+    assert (row.candidate, row.verdict, row.n) == ("c2", "better", 8)
+    assert row.effect == pytest.approx(1.10, abs=0.01)
+    summary = chimera("attach", again.id)
+    assert summary.returncode == 0
+    assert "better than the default" in summary.stdout
+    assert {one.seq for one in journal.sessions(again.id)} == set(range(1, 17))
