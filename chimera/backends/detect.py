@@ -19,13 +19,13 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from chimera.domain.run import Target
-from chimera.domain.server import ServerInfo
+from chimera.domain.server import KEY_VARIABLE, ServerInfo
 from chimera.domain.text import plain
 from chimera.errors import BackendError, BackendUnavailable, BadAnswer, ConfigError
 
 from .base import Backend
 from .ollama_child import children, is_local
-from .wire import KEY_VARIABLE, Wire, parse_json
+from .wire import Wire, parse_json
 
 PROBE_S = 1.5
 """Longest wait for one answer of a server at a default port; one that the user named gets twice as long."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import httpx
 
+from chimera.domain.server import KEY_VARIABLE
 from chimera.domain.text import plain
 from chimera.errors import (
     BackendError,
@@ -25,9 +26,6 @@ from chimera.errors import (
     OutOfMemory,
     StreamBroken,
 )
-
-KEY_VARIABLE = "CHIMERA_API_KEY"
-"""Environment variable with the key for a server that wants one; the only way to give one."""
 
 MAX_LINE = 4 * 1024 * 1024
 """Longest record of a stream, in bytes; a longer one is no answer of a model server."""

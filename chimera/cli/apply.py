@@ -106,20 +106,12 @@ def _prove(journal: Journal, run: Run, choice: Choice, facts: dict[str, Any], *,
     say(f"proof: run {proof.id} compares it with the baseline in fresh rounds")
     child = start_worker(journal, proof.id)
     ended, code = narrate.follow_to_end(journal, proof.id, child)
-    rows = journal.verdicts(ended.id)
-    facts["proof"] = {
-        "run": ended.id,
-        "state": ended.state,
-        "verdicts": [asdict(row) for row in rows if row.candidate == choice.candidate],
-    }
+    rows = [row for row in journal.verdicts(ended.id) if row.candidate == choice.candidate]
+    facts["proof"] = {"run": ended.id, "state": ended.state, "verdicts": [asdict(row) for row in rows]}
     for row in rows:
-        if row.candidate == choice.candidate:
-            effect = f" {row.effect - 1:+.1%}" if row.effect is not None else ""
-            say(f"  {row.metric}: {row.verdict}{effect}")
-    if code:
-        return code
-    worse = any(row.candidate == choice.candidate and row.verdict == "worse" for row in rows[:1])
-    return 1 if worse else 0
+        effect = f" {row.effect - 1:+.1%}" if row.effect is not None else ""
+        say(f"  {row.metric}: {row.verdict}{effect}")
+    return code or (1 if rows and rows[0].verdict == "worse" else 0)
 
 
 def _out(facts: dict[str, Any], json: bool) -> None:

@@ -55,6 +55,7 @@ def doctor(
     apply: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Try remedy N of the run: before and after, with a verdict.")
     ] = None,
+    rounds: Annotated[int, typer.Option(min=2, help="Of --apply: each measures before and after once.")] = 8,
     thermal: Annotated[
         bool, typer.Option("--thermal", help="Load the server for some minutes and judge heat.")
     ] = False,
@@ -79,7 +80,7 @@ def doctor(
             target = find_target(server, model, embedded=embedded, yes=yes)
             _thermal(journal, target, minutes, detach=detach, json=json)
         elif apply is not None:
-            _apply(journal, journal.run(ref or "last"), apply, yes=yes, detach=detach, json=json)
+            _apply(journal, journal.run(ref or "last"), apply, rounds, yes=yes, detach=detach, json=json)
         elif ref is not None:
             code = _of_run(journal, journal.run(ref), watch=watch, bundle=bundle, json=json)
             raise typer.Exit(code)
@@ -112,7 +113,7 @@ def _of_run(journal: Journal, run: Run, *, watch: bool, bundle: Path | None, jso
             return int(found.sick)
 
 
-def _apply(journal: Journal, run: Run, number: int, *, yes: bool, detach: bool, json: bool) -> None:
+def _apply(journal: Journal, run: Run, number: int, rounds: int, *, yes: bool, detach: bool, json: bool) -> None:
     from chimera.runner.cure import create_cure, cures
     from chimera.runner.doctor import examine_run
 
@@ -123,7 +124,7 @@ def _apply(journal: Journal, run: Run, number: int, *, yes: bool, detach: bool, 
         raise ConfigError(f"--apply {number}: run {run.id} has no such remedy; {have}. See `chimera doctor {run.id}`.")
     say(f"{plain(cure.finding.title)}")
     say(f"trying {cure.options}: {plain(cure.remedy.text)}")
-    follow(journal, create_cure(journal, run, cure, yes=yes), detach=detach, json=json)
+    follow(journal, create_cure(journal, run, cure, yes=yes, rounds=rounds), detach=detach, json=json)
 
 
 def _thermal(journal: Journal, target: Target, minutes: float, *, detach: bool, json: bool) -> None:

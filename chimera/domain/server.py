@@ -8,6 +8,9 @@ from typing import Literal
 from .options import Options
 from .readings import Source
 
+KEY_VARIABLE = "CHIMERA_API_KEY"
+"""Environment variable with the key for a server that wants one; the only way to give one."""
+
 ServerKind = Literal["ollama", "llama_server", "openai", "embedded"]
 
 

@@ -21,7 +21,7 @@ from chimera.errors import ConfigError
 from chimera.presets.loader import all_presets, write_preset
 from chimera.presets.schema import USER_DIGITS
 
-from .study import plan_of, recommendation
+from .study import recommendation
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -141,7 +141,8 @@ def draw(run: Run, choice: Choice, *, name: str | None = None, target: Target | 
     if target.kind == "embedded":
         return _preset(run, choice, name)
     raise ConfigError(
-        f"An OpenAI-compatible server takes no load options from clients: start it with {choice.options}, in its own words."
+        "An OpenAI-compatible server takes no load options from clients: start it with "
+        f"{choice.options}, in its own words."
     )
 
 
@@ -199,8 +200,8 @@ def _command(run: Run, choice: Choice, name: str | None, target: Target) -> Appl
         )
     for key, value in wanted.items():
         line += [FLAGS[key][0], value]
-    for key, value in sampling.items():
-        line += [_SAMPLING_FLAGS[key], str(value)]
+    for key, setting in sampling.items():
+        line += [_SAMPLING_FLAGS[key], str(setting)]
     if target.command:
         line = _accepted(server.help_text, line, notes)
     return Application("command", "", shlex.join(line) + "\n", {**choice.options.as_dict()}, tuple(notes))
@@ -293,19 +294,14 @@ async def _create(url: str, drawn: Application, yes: bool) -> None:
 
 
 def create_proof(journal: Journal, run: Run, choice: Choice, *, yes: bool = False) -> Run | str:
-    """A short run of what was applied against the baseline, ready for a worker; or why there is none.
-
-    Raises:
-        ConfigError: the journal's plan does not allow one.
-    """
+    """A short run of what was applied against the baseline, ready for a worker; or the sentence why there is none."""
     from .planning import create_validation
 
     if run.kind == "import":
         return "An imported set has no server to prove it on: `chimera sweep` with these settings does."
-    try:
-        plan_of(journal, run)
-    except ConfigError as error:
-        return str(error)
     if yes:
         run = replace(run, target=replace(run.target, assume_yes=True))
-    return create_validation(journal, run, candidate=choice.candidate, rounds=PROOF_ROUNDS)
+    try:
+        return create_validation(journal, run, candidate=choice.candidate, rounds=PROOF_ROUNDS)
+    except ConfigError as error:
+        return str(error)

@@ -20,12 +20,11 @@ from chimera.diagnosis.evidence import EvidenceSet, PastRun
 from chimera.diagnosis.rules import diagnose, since_first_seen
 from chimera.domain.finding import SEVERITIES, Finding
 from chimera.domain.run import ENDED, Run
-from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.server import KEY_VARIABLE, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
-from chimera.telemetry.peek import KEY_VARIABLE
 from chimera.telemetry.serverwatch import ServerWatch
 
 from .evidence import evidence_now, evidence_of, history

@@ -221,7 +221,7 @@ def _told(session: Session, focus: str | None) -> bool:
 def _stored_infos(run: Run) -> tuple[GpuInfo, ...]:
     from chimera.store.codec import decode
 
-    return tuple(decode(GpuInfo, one) for one in run.gpus)
+    return tuple(decode(GpuInfo, one) for one in run.gpus if {"uuid", "index", "name"} <= one.keys())
 
 
 def _installed(host: Mapping[str, Any]) -> tuple[ModelInfo, ...]:

@@ -44,7 +44,7 @@ def create_thermal(
     return journal.create_run(
         "thermal",
         target,
-        Workload(prompt_tokens=64, output_tokens=256, requests=1),
+        Workload(prompt_tokens=64, output_tokens=128, requests=1),
         seed=fresh_seed() if seed is None else seed,
         trials=[Trial("c0", "candidate", requested=options or Options())],
         plan={"minutes": minutes, "lenient": []},

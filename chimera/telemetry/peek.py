@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from chimera.domain.server import KEY_VARIABLE
+
 if TYPE_CHECKING:
     from http.client import HTTPConnection
 
-KEY_VARIABLE = "CHIMERA_API_KEY"
-"""Environment variable with the key for a server that wants one, as in `chimera.backends.wire`."""
 
 _MOST = 8 * 1024 * 1024
 

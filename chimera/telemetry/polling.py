@@ -14,7 +14,8 @@ from chimera.domain.telemetry import ServerSample
 if TYPE_CHECKING:
     from .serverwatch import ServerWatch
 
-SOON_S = 0.25
+SOON_S, SOON = 0.25, 8
+"""The first so many looks follow each other quickly, until the server's models are known."""
 
 
 class ServerPoll:
@@ -68,12 +69,13 @@ class ServerPoll:
 
         watch: ServerWatch | None = None
         of: ServerInfo | None = None
+        looks = 0
         while not self._ended:
             self._turn.clear()
             if self._wanted is not of:
                 if watch is not None:
                     watch.close()
-                of = self._wanted
+                of, looks = self._wanted, 0
                 watch = ServerWatch(of.kind, of.url, clock=self._clock) if of is not None else None
             if watch is None:
                 self._turn.wait()
@@ -84,7 +86,8 @@ class ServerPoll:
                 self._latest = sample
                 if self._tell is not None:
                     self._tell(sample)
-            wait_s = SOON_S if _unsettled(sample) else max(watch.interval(), 1.0 if self.slow else 0.0)
+            looks += 1
+            wait_s = SOON_S if looks < SOON and _unsettled(sample) else max(watch.interval(), 1.0 if self.slow else 0.0)
             self._turn.wait(max(wait_s - (self._clock() - began), 0.02))
         if watch is not None:
             watch.close()

@@ -10,9 +10,10 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from chimera.domain.readings import Missing
+from chimera.domain.server import KEY_VARIABLE
 from chimera.domain.telemetry import ServerSample
 
-from .peek import KEY_VARIABLE, Answer
+from .peek import Answer
 from .prometheus import samples
 
 BUSY_S = 0.25

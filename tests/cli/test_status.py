@@ -12,10 +12,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.backends.scripted import ScriptedOllama, absent_url, in_thread
+from tests.backends.scripted import Exchange, ScriptedOllama, absent_url, in_thread
 from tests.telemetry.standin import no_driver_env, nvml_env
 
 GIB = 2**30
+
+
+SHOW = json.loads((Path(__file__).parents[1] / "model" / "show.json").read_text(encoding="utf-8"))
+
+
+class TellingOllama(ScriptedOllama):
+    """Shows its model as a real one did, tensors and all."""
+
+    async def _show(self, exchange: Exchange) -> None:
+        await exchange.reply(200, SHOW)
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +37,7 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ollama() -> Iterator[ScriptedOllama]:
     """With its model loaded by somebody else."""
-    with in_thread(ScriptedOllama()) as server:
+    with in_thread(TellingOllama()) as server:
         body = json.dumps({"model": server.models[0].name, "options": {"num_ctx": 2048}}).encode()
         urllib.request.urlopen(f"{server.url}/api/generate", body, timeout=10).read()
         yield server

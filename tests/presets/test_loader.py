@@ -86,10 +86,10 @@ def test_the_expectations_are_the_guides() -> None:
     assert (last.decode_tok_s, last.ttft_s, last.vram_gb) == ((95, 98), (None, 0.6), (5, 6))
 
 
-def test_the_multi_agent_presets_run_with_one_agent_and_say_so() -> None:
+def test_the_multi_agent_presets_run_with_two_agents_and_say_so() -> None:
     for preset in guide_presets()[2:4]:
-        assert preset.workload.agents == 1
-        assert "one agent until agents exist" in preset.note
+        assert preset.workload.agents == 2
+        assert "two agents" in preset.note
         assert any("11435" in text for text in preset.requirements)
 
 

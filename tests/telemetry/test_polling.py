@@ -51,7 +51,7 @@ def test_a_server_at_work_is_looked_at_about_four_times_a_second_and_gives_its_r
 
 
 def test_while_a_request_of_ours_is_timed_it_is_looked_at_once_a_second() -> None:
-    script = Scripted(routes={"/slots": lambda: slot(5)})
+    script = Scripted(routes={"/slots": lambda: slot(5), "/props": {"model_path": "m.gguf"}})
     samples: list[ServerSample] = []
     with serve(script):
         poll = ServerPoll(samples.append)

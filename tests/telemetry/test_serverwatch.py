@@ -15,11 +15,9 @@ from typing import Any
 
 import pytest
 
-from chimera.backends.wire import KEY_VARIABLE as KEY_OF_BACKENDS
 from chimera.domain.readings import Missing
-from chimera.domain.server import ServerKind
+from chimera.domain.server import KEY_VARIABLE, ServerKind
 from chimera.domain.telemetry import ServerSample
-from chimera.telemetry.peek import KEY_VARIABLE
 from chimera.telemetry.serverwatch import ServerWatch
 from chimera.telemetry.watching import AWAY_S, BUSY_S, IDLE_S
 
@@ -232,7 +230,6 @@ def test_whatever_a_server_answers_no_error_gets_out(llama: Scripted, watched: W
 def test_a_key_is_sent_from_the_environment_and_asked_for_where_it_lacks(
     llama: Scripted, watched: Watch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert KEY_VARIABLE == KEY_OF_BACKENDS
     llama.status = {"/slots": 401, "/props": 401}
     monkeypatch.delenv(KEY_VARIABLE, raising=False)
     sample = watched("llama_server", llama.url).read(0.0)
