@@ -39,6 +39,7 @@ from .messages import (
 from .screens.alerts import Alerts
 from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
+from .screens.doctor import Doctor, RunBegun
 from .screens.help import Help
 from .screens.servers import PickServer
 from .state import ACTIVE, LiveState
@@ -70,6 +71,7 @@ class ChimeraApp(App[None]):
         Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
         Binding("x", "stop", "Stop", id="stop", tooltip="Stop the run; what was measured is kept"),
         Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
+        Binding("d", "doctor", "Doctor", id="doctor", tooltip="What is wrong, why, and what helps"),
         Binding("l", "alerts", "Alerts", id="alerts", tooltip="What went wrong, also while nobody looked"),
         Binding("question_mark", "help", "Help", key_display="?", id="help"),
         Binding("q", "quit", "Leave", id="leave", tooltip="A run goes on"),
@@ -137,6 +139,7 @@ class ChimeraApp(App[None]):
     def _snapshot(self, message: SnapshotTaken) -> None:
         state = self.state
         state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
+        state.recent.append(message.snapshot)
         state.book.own_pids = frozenset(state.watched.engine_pids)
         for alert in state.book.see(message.snapshot):
             self.log_line(alert.title, "error" if alert.severity == "error" else "warn")
@@ -244,7 +247,7 @@ class ChimeraApp(App[None]):
         """Show the newest of everything."""
         now = time.monotonic()
         for screen in self.screen_stack:
-            if isinstance(screen, Dashboard | Alerts) and screen.is_mounted:
+            if isinstance(screen, Dashboard | Alerts | Doctor) and screen.is_mounted:
                 screen.paint(self.state, now)
 
     def log_line(self, text: str, level: str) -> None:
@@ -361,6 +364,14 @@ class ChimeraApp(App[None]):
         target = await self.push_screen_wait(PickServer(self.state.servers, self.state.explanation))
         if target is not None:
             self.choose(target)
+
+    def action_doctor(self) -> None:
+        """What is wrong, why, and what helps."""
+        self.push_screen(Doctor(self.state))
+
+    @on(RunBegun)
+    def _run_begun(self, message: RunBegun) -> None:
+        self.journal.follow(message.run_id)
 
     def action_alerts(self) -> None:
         """What went wrong."""

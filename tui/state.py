@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +20,7 @@ from .feeds import Watched
 
 ACTIVE: frozenset[RunState] = frozenset({"running", "paused", "queued"})
 Known = tuple[str, str | None, str | None]
+RECENT = 600
 
 
 def _key(target: Target) -> Known:
@@ -35,6 +36,8 @@ class LiveState:
     servers: tuple[ServerInfo, ...] = ()
     explanation: str = "looking for a server …"
     snapshot: Snapshot | None = None
+    recent: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """The last ten minutes, for the Doctor."""
     seen: ServerSample | None = None
     """The newest look at the server, oftener than the snapshot's."""
     parts: Mapping[str, VramParts] = field(default_factory=dict)

@@ -155,8 +155,8 @@ class GpuPanel(Panel):
 
     def _detail(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
         title = self._title(info, sample, width)
-        if lost := _lost(sample):
-            return [title, Line(width).add(f"! {lost}", "error").row()]
+        if gone := _gone(sample):
+            return [title, *(Line(width).add(part, gone[1]).row() for part in wrap(gone[0], width, 4))]
         grid = Grid(width)
         bus = _note("bus", sample.memory_utilization, format.percent)
         # In their order, each with what it is worth where there is no room for all.
@@ -322,8 +322,8 @@ class GpuPanel(Panel):
 
     def _half(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
         rows = [self._title(info, sample, width)]
-        if lost := _lost(sample):
-            return [*rows, Line(width).add(f"! {lost}", "error").row(), EMPTY, EMPTY]
+        if gone := _gone(sample):
+            return [*rows, *(Line(width).add(part, gone[1]).row() for part in wrap(gone[0], width, 3))]
         used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
         busy = number(sample.utilization)
         line = Line(width).add("util ", "muted").add(_brief(sample.utilization, format.percent), "text", 6, "right")
@@ -360,8 +360,8 @@ class GpuPanel(Panel):
 
     def _narrow(self, info: GpuInfo, sample: GpuSample, width: int, height: int) -> list[Row]:
         rows = [self._title(info, sample, width)] if height > HALF_ROWS else []
-        if lost := _lost(sample):
-            return [*rows, *(Line(width).add(part, "error").row() for part in wrap(f"! {lost}", width, 3))]
+        if gone := _gone(sample):
+            return [*rows, *(Line(width).add(part, gone[1]).row() for part in wrap(gone[0], width, 3))]
         line = Line(width).add("util", "muted", 5).add(_brief(sample.utilization, format.percent), "text", 7, "right")
         if isinstance(sample.utilization, Missing):
             line = Line(width).add("util", "muted", 6).add(format.missing(sample.utilization, now=sample.at), "muted")
@@ -406,9 +406,10 @@ class GpuPanel(Panel):
         return rows
 
     def _line(self, info: GpuInfo, sample: GpuSample, width: int, bars: int, remark: int) -> Row:
-        line = Line(width).add(f"{info.index}", "text", 4)
-        if lost := _lost(sample):
-            return line.add(f"! {lost}", "error").row()
+        # An instance of a divided GPU stands below it.
+        line = Line(width).add(f"{info.index}" if info.parent is None else "MIG", "text", 4)
+        if gone := _gone(sample):
+            return line.add(*gone).row()
         busy = number(sample.utilization)
         line.add(_brief(sample.utilization, format.percent), "text", 6, "right").gap(1)
         line.spans(meter(None if busy is None else busy / 100, bars))
@@ -476,12 +477,14 @@ def _fullness(filled: float) -> tuple[str, Tone]:
     return ("▲ ", "warn") if filled >= FULL else ("", "text")
 
 
-def _lost(sample: GpuSample) -> str:
-    """Why this GPU gives no readings any more, where that is so."""
-    for value in (sample.utilization, sample.temperature_c, sample.vram_used_bytes):
-        if isinstance(value, Missing) and value.reason == "lost":
-            return f"GPU lost: {value.detail}" if value.detail else "GPU lost"
-    return ""
+def _gone(sample: GpuSample) -> tuple[str, Tone] | None:
+    """Why the whole GPU gives no readings, where that is so: it is lost, or asleep."""
+    why = sample.lost
+    if why is None:
+        return None
+    if why.reason == "lost":
+        return (f"! GPU lost: {why.detail}" if why.detail else "! GPU lost"), "error"
+    return why.detail or str(why), "muted"
 
 
 def _note(name: str, value: Reading, show: Callable[[float], str]) -> str:

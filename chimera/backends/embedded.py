@@ -9,9 +9,9 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import platformdirs
 from filelock import FileLock
@@ -218,7 +218,8 @@ class Embedded(OwnedEngine):
     async def _start(self, options: Options) -> Started:
         _need_extra("xllamacpp")
         path = await self._model_path()
-        config = {"model": str(path), "num_ctx": DEFAULT_CONTEXT, **options.as_dict()}
+        config: dict[str, Any] = {"model": str(path), "num_ctx": DEFAULT_CONTEXT, **options.as_dict()}
+        config["host_bytes"] = await asyncio.to_thread(host_bytes, path, config)
         process = EngineProcess([*python_program("embedded_child"), json.dumps(config)])
         line = await process.start(READY_S)
         try:
@@ -233,6 +234,22 @@ class Embedded(OwnedEngine):
         except BaseException:
             await process.stop(patience_s=0.0)
             raise
+
+
+def host_bytes(path: Path, config: Mapping[str, Any]) -> int | None:
+    """Main memory that a configuration needs at least where no GPU takes part: weights and KV cache, by rule."""
+    from chimera.model.memory import kv_cache
+    from chimera.model.shape import from_gguf
+
+    shape = from_gguf(path)
+    kv = kv_cache(
+        shape,
+        config["num_ctx"],
+        num_parallel=config.get("num_parallel", 1),
+        kv_type=config.get("kv_cache_type", "f16"),
+        num_batch=config.get("num_batch"),
+    )
+    return kv.total + shape.weight_bytes if shape.weight_bytes is not None else kv.total
 
 
 def file_info(path: Path, digest: str | None = None) -> ModelInfo:

@@ -55,6 +55,15 @@ def gpus() -> list[dict[str, Any]]:
     ]
 
 
+def available_bytes() -> int | None:
+    """Main memory that could be had now, where Linux tells."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:  # noqa: PTH123 - no pathlib here: a fast start
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, ValueError, StopIteration):
+        return None
+
+
 def main() -> int:
     """Run the server until standard input closes; returns only where it could not start."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us in order
@@ -63,6 +72,11 @@ def main() -> int:
     import xllamacpp as x
 
     config = json.loads(sys.argv[1])
+    needed, free = config.get("host_bytes"), available_bytes()
+    if needed and free and needed > free and not gpus():
+        # Without this the system would kill this process, or another one, in the middle of the load.
+        print(f"E not enough memory: {needed >> 20} MiB are needed, {free >> 20} MiB are free", file=sys.stderr)
+        return 1
     try:
         server = x.Server(parameters(config))  # returns when the model is loaded
     except RuntimeError as error:

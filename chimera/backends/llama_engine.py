@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from chimera.domain.options import LOAD_OPTIONS, SAMPLING_OPTIONS, KvCacheType, Options, OptionValue
 from chimera.domain.readings import Source
 from chimera.domain.server import Effective, ModelInfo
-from chimera.errors import BackendUnavailable, StreamBroken
+from chimera.errors import BackendUnavailable, ConfigError, StreamBroken
 from chimera.model.memory import CELL_STEP, padded, refuse_quantised_without_flash
 
 from .base import Activity, Event, GenerateRequest
@@ -25,6 +26,8 @@ from .model_file import file_shape
 if TYPE_CHECKING:
     from chimera.model.shape import ModelShape
 
+THREADS_A_PROCESSOR = 4
+"""Most threads for each processor that an engine of ours is started with."""
 _DYING_S = 1.0
 """Time for a process to be gone after its connection was lost."""
 
@@ -39,6 +42,19 @@ class Started:
     """Of the engine itself."""
     gpu: bool | None
     """This build can use a GPU of this machine; None = not known."""
+
+
+def refuse_too_many_threads(num_thread: int | None) -> None:
+    """Refuse threads that would stall this machine: they spin, each waiting for others that have no processor.
+
+    Raises `ConfigError` with the most that makes any sense here.
+    """
+    processors = os.cpu_count() or 1
+    if num_thread is not None and num_thread > THREADS_A_PROCESSOR * processors:
+        raise ConfigError(
+            f"num_thread {num_thread}: this machine has {processors} processors, and so many spinning threads would "
+            f"stall it. Give {THREADS_A_PROCESSOR * processors} or fewer."
+        )
 
 
 class OwnedEngine(ABC):
@@ -72,6 +88,11 @@ class OwnedEngine(ABC):
         """Process id of the engine that runs now."""
         return self._started.pid if self._started else None
 
+    @property
+    def log(self) -> tuple[str, ...]:
+        """The last lines of the running engine's log."""
+        return tuple(self._started.process.log) if self._started else ()
+
     @abstractmethod
     async def model(self) -> ModelInfo:
         """The model that it is started with."""
@@ -92,6 +113,7 @@ class OwnedEngine(ABC):
         """
         asked = options.load
         refuse_quantised_without_flash(asked.kv_cache_type, asked.flash_attention)
+        refuse_too_many_threads(asked.num_thread)
         async with self._one_load:
             await self._end()
             self._asked = asked

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from chimera.errors import BackendError, BackendUnavailable
@@ -32,8 +33,10 @@ def python_program(name: str) -> list[str]:
 class EngineProcess:
     """One child process that ends when its standard input closes, so that it never outlives us."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
+        """The command, and what its environment has beside ours."""
         self._command = tuple(command)
+        self._env = {**os.environ, **env} if env else None
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._loading = True
@@ -54,6 +57,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
+                env=self._env,
             )
         except OSError as error:
             raise BackendUnavailable(f"{self._command[0]} could not be started: {error.strerror or error}.") from error

@@ -210,7 +210,7 @@ def _now(
                 look.tick()
             count = EVERY
             found = [look.examine()]
-            run = last_run(journal, target.kind if target is not None else None)
+            run = last_run(journal, target)
             if run is not None:
                 found.append(examine_run(journal, run, window_s=WINDOW_S if run.state in _ACTIVE else None))
             sick = any(one.sick for one in found)

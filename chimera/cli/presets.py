@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from chimera.domain.preset import Preset
 
 from .output import emit, emit_json, emit_table, say
-from .work import Json
+from .targets import find_target
+from .work import Embedded, Json, Model, Server
+
+if TYPE_CHECKING:
+    from chimera.runner.honesty import Expected, Here, PresetRow
 
 app = typer.Typer(help="Named configurations.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -22,17 +27,36 @@ def _facts(preset: Preset) -> dict[str, object]:
 
 
 @app.command("list")
-def list_(json: Json = False) -> None:
-    """All presets: the guide's on 1-5, yours on 6-9."""
+def list_(server: Server = None, model: Model = None, embedded: Embedded = False, json: Json = False) -> None:
+    """All presets: the guide's on 1-5, yours on 6-9; with a server named, what is effective and measured there."""
     from chimera.presets.loader import all_presets
 
     book = all_presets()
+    here, rows = _rows(book.presets, server, model, embedded)
     if json:
         emit_json({
             "schema_version": 1,
-            "presets": [_facts(preset) for preset in book.presets],
+            "presets": [_facts(preset) | _row_facts(rows.get(preset.name)) for preset in book.presets],
             "problems": [str(problem) for problem in book.problems],
-        })  # fmt: skip
+        } | _here_facts(here))  # fmt: skip
+    elif here is not None:
+        say(f"on {here.model.name}, {here.server.title if here.server else here.kind}")
+        emit_table(
+            ["key", "name", "runs as", "against the default", "expectations"],
+            [
+                (
+                    row.preset.digit,
+                    row.preset.name,
+                    "refused" if row.effective is None else str(row.effective.options),
+                    _against(row),
+                    _counted(row),
+                )
+                for row in rows.values()
+            ],
+        )
+        for row in rows.values():
+            if row.words:
+                say(f"  {row.preset.name}: {row.words}")
     else:
         emit_table(
             ["key", "name", "title", "sets", "strategy"],
@@ -43,13 +67,21 @@ def list_(json: Json = False) -> None:
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="Name or digit.")], json: Json = False) -> None:
-    """One preset: what it sets, what its author expects, what is known of it."""
-    from chimera.presets.loader import find
+def show(
+    name: Annotated[str, typer.Argument(help="Name or digit.")],
+    server: Server = None,
+    model: Model = None,
+    embedded: Embedded = False,
+    json: Json = False,
+) -> None:
+    """One preset: what it sets, what its author expects, what is known of it; with a server, what is true there."""
+    from chimera.presets.loader import all_presets, find
 
     preset = find(name)
+    here, rows = _rows(all_presets().presets, server, model, embedded)
+    row = rows.get(preset.name)
     if json:
-        emit_json({"schema_version": 1, "preset": _facts(preset)})
+        emit_json({"schema_version": 1, "preset": _facts(preset) | _row_facts(row)} | _here_facts(here))
         return
     emit(f"{preset.title} ({preset.name}{f', key {preset.digit}' if preset.digit else ''})")
     for head, words in (
@@ -63,6 +95,94 @@ def show(name: Annotated[str, typer.Argument(help="Name or digit.")], json: Json
     ):
         if words:
             emit(f"  {head:9} {words}")
+    if row is None or here is None:
+        return
+    emit(f"on {here.model.name}, {here.server.title if here.server else here.kind}")
+    if row.effective is not None:
+        emit(f"  {'runs as':9} {row.effective.options}")
+        for note in row.effective.notes:
+            emit(f"  {'':9} {note}")
+    if row.words:
+        emit(f"  {'effect':9} {row.words}")
+    emit(f"  {'verdict':9} {_against(row) or 'not measured against the default here'}")
+    for one in row.expectations:
+        emit(f"  {_WHAT[one.what]:9} {_promised(one)}: {_became(one)}")
+
+
+_WHAT = {"decode_tok_s": "tok/s", "ttft_s": "TTFT s", "vram_gb": "VRAM GB", "efficiency": "effic."}
+
+
+def _rows(
+    presets: Sequence[Preset], server: str | None, model: str | None, embedded: bool
+) -> tuple[Here | None, dict[str, PresetRow]]:
+    """What is true on the server that is named; nothing where none is."""
+    if not (server or model or embedded):
+        return None, {}
+    import asyncio
+
+    from chimera.runner.honesty import look, measured_here, preset_rows
+    from chimera.store.journal import Journal
+
+    here = asyncio.run(look(find_target(server, model, embedded=embedded)))
+    journal = Journal.open()
+    try:
+        rows = preset_rows(presets, here, measured_here(journal, here))
+    finally:
+        journal.close()
+    return here, {row.preset.name: row for row in rows}
+
+
+def _here_facts(here: Here | None) -> dict[str, Any]:
+    if here is None:
+        return {}
+    return {"server": {"kind": here.kind, "version": here.server.version if here.server else None},
+            "model": {"name": here.model.name, "block_count": here.model.block_count}}  # fmt: skip
+
+
+def _row_facts(row: PresetRow | None) -> dict[str, Any]:
+    """What is true of a preset here, beside what it is."""
+    from dataclasses import asdict
+
+    if row is None:
+        return {}
+    return {
+        "effective": None if row.effective is None else row.effective.options.as_dict(),
+        "notes": [] if row.effective is None else list(row.effective.notes),
+        "refused": row.refused,
+        "same_as": list(row.same_as),
+        "same_load_as": list(row.same_load_as),
+        "like_default": row.like_default,
+        "verdict": None if row.verdict is None else asdict(row.verdict) | {"run": row.verdict_run,
+                                                                          "about": row.verdict_scope},
+        "measured": None if row.measured is None else {
+            "run": row.measured.run, "decode_tok_s": row.measured.decode_tok_s, "ttft_s": row.measured.ttft_s,
+            "vram_gb": row.measured.vram_gb,
+        },
+        "expectations": [asdict(one) for one in row.expectations],
+    }  # fmt: skip
+
+
+def _against(row: PresetRow) -> str | None:
+    if row.verdict is None:
+        return None
+    effect = f" {row.verdict.effect - 1:+.1%}" if row.verdict.effect is not None else ""
+    about = "" if row.verdict_scope == "the whole preset" else f", {row.verdict_scope}"
+    return f"{row.verdict.verdict}{effect} (run {row.verdict_run}{about})"
+
+
+def _counted(row: PresetRow) -> str | None:
+    """How many of its author's expectations came to what."""
+    words = [one.word for one in row.expectations]
+    return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or None
+
+
+def _promised(one: Expected) -> str:
+    return _range((one.low, one.high)) if one.what != "efficiency" else f"{one.low:.2%}"
+
+
+def _became(one: Expected) -> str:
+    value = "" if one.value is None else f", {one.value:.3g} measured"
+    return f"{one.word}{value}" + (f" ({one.reason})" if one.reason else "")
 
 
 def expectation(preset: Preset) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from .agents_text import emit_agents
 from .output import emit, emit_table
+
+_COMPARING = ("sweep", "tune", "validate")
 
 
 def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
@@ -18,21 +21,11 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     if model:
         details = [model.get("quantization"), f"{model['block_count']} layers" if model.get("block_count") else None]
         emit(f"model    {model['name']}  {' '.join(str(part) for part in details if part)}".rstrip())
-    for trial in facts["trials"]:
-        emit(f"asked    {_options(trial['requested'])}")
-        if trial.get("effective"):
-            emit(f"runs     {_options(trial['effective'])}")
-        for key, label, unit in (
-            ("decode_tok_s", "decode", "tok/s, server's clock"),
-            ("client_decode_tok_s", "decode", "tok/s, client's clock"),
-            ("prefill_tok_s", "prefill", "tok/s"),
-            ("ttft_s", "TTFT", "s"),
-            ("other_s", "rest", "s (HTTP, first sample: in no other part)"),
-        ):
-            figure = trial.get(key)
-            if figure and figure.get("median") is not None:
-                spread = f", CV {figure['cv']:.1%}" if figure.get("cv") is not None else ""
-                emit(f"{label:8} {_number(figure['median'])} {unit} (median of {figure['n']}{spread})")
+    if run["kind"] in _COMPARING or len(facts["trials"]) > 1:
+        _emit_trials(facts)
+    else:
+        for trial in facts["trials"]:
+            _emit_trial(trial)
     voids = ", ".join(f"{count} {reason}" for reason, count in sorted(facts.get("void_reasons", {}).items()))
     why = f" ({voids})" if voids else ""
     emit(f"counted  {counts['valid']} valid, {counts['void']} void{why}, {counts['cold']} cold")
@@ -42,7 +35,7 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
         emit(f"heat     {one['gpu'] + ': ' if one['gpu'] else ''}{one['verdict']}")
     _emit_verdicts(facts)
     if facts.get("agents"):
-        _emit_agents(facts["agents"])
+        emit_agents(facts["agents"])
     for finding in facts.get("findings", []):
         emit(f"finding  {finding['severity']}: {finding['title']}")
     if requests and facts.get("measurements"):
@@ -64,15 +57,99 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
         )  # fmt: skip
 
 
+def _emit_trial(trial: dict[str, Any]) -> None:
+    """One configuration, a line a figure."""
+    emit(f"asked    {_options(trial['requested'])}")
+    if trial.get("effective"):
+        emit(f"runs     {_options(trial['effective'])}")
+    for key, label, unit in (
+        ("decode_tok_s", "decode", "tok/s, server's clock"),
+        ("client_decode_tok_s", "decode", "tok/s, client's clock"),
+        ("prefill_tok_s", "prefill", "tok/s"),
+        ("ttft_s", "TTFT", "s"),
+        ("other_s", "rest", "s (HTTP, first sample: in no other part)"),
+    ):
+        figure = trial.get(key)
+        if figure and figure.get("median") is not None:
+            spread = f", CV {figure['cv']:.1%}" if figure.get("cv") is not None else ""
+            emit(f"{label:8} {_number(figure['median'])} {unit} (median of {figure['n']}{spread})")
+
+
+def _emit_trials(facts: dict[str, Any]) -> None:
+    """Several configurations, a line each; what ran is told where it is not what was asked."""
+    emit()
+    vram = any(trial["vram_bytes"]["median"] for trial in facts["trials"])
+    emit_table(
+        ["", "role", "asked", "runs", "sessions", "tok/s", "CV", "TTFT s", *(["VRAM GiB"] if vram else [])],
+        [
+            (
+                trial["candidate"],
+                trial["role"],
+                _options(trial["requested"]),
+                _differing(trial),
+                f"{trial['sessions']}+{trial['void_sessions']} void" if trial["void_sessions"] else trial["sessions"],
+                _number(_rate(trial)["median"]),
+                f"{_rate(trial)['cv']:.1%}" if _rate(trial)["cv"] is not None else None,
+                _number(trial["ttft_s"]["median"]),
+                *([_gib(trial["vram_bytes"]["median"])] if vram else []),
+            )
+            for trial in facts["trials"]
+        ],
+    )
+    for trial in facts["trials"]:
+        if trial["merged"]:
+            emit(f"  {trial['candidate']} stands for {', '.join(trial['merged'])} as well: {'; '.join(trial['notes'])}")
+    for candidate, reason in (facts["run"]["plan"].get("ruled_out") or {}).items():
+        emit(f"  {candidate} was not run: {reason}")
+    for stage in facts["run"]["plan"].get("stages", []):
+        members = ", ".join(stage.get("candidates", []))
+        emit(f"  {stage['title']}: {'skipped, ' + stage['skipped'] if 'skipped' in stage else members}")
+    emit()
+
+
+def _rate(trial: dict[str, Any]) -> dict[str, Any]:
+    """The server's rate where it tells one, else the client's."""
+    figure: dict[str, Any] = trial["decode_tok_s"]
+    return figure if figure["median"] is not None else trial["client_decode_tok_s"]
+
+
+def _differing(trial: dict[str, Any]) -> str:
+    """What runs as something other than what was asked for."""
+    runs = trial["effective"] or {}
+    asked = trial["requested"]
+    return (
+        " ".join(f"{name}={runs[name]}" for name in asked if name in runs and runs[name] != asked[name]) or "as asked"
+    )
+
+
+def _gib(value: float | None) -> str | None:
+    return None if value is None else f"{value / 2**30:.2f}"
+
+
+def _emit_conclusion(facts: dict[str, Any]) -> None:
+    """The recommendation, the front, and the checks of `tune`."""
+    emit()
+    for check in facts.get("validation") or []:
+        value = "unknown" if check["value"] is None else f"{check['value']:.3g}"
+        emit(f"check    {check['check']}: {check['result']}, {value} (limit {check['limit']:g}; {check['words']})")
+    front = [one["candidate"] for one in facts.get("pareto") or []]
+    if len(front) > 1:
+        emit(f"front    {', '.join(front)}: none of them is beaten on every aim; by medians, which noise may order")
+    standing = facts.get("standing") or {}
+    if standing.get("noise"):
+        emit(f"noise    {standing['words']}")
+    if facts.get("recommendation"):
+        emit(f"advice   {facts['recommendation']['words']}")
+
+
 def _emit_verdicts(facts: dict[str, Any]) -> None:
     """What the comparison says of each candidate, with its interval and the reason where nothing can be said."""
     rows = facts.get("verdicts", [])
     if not rows:
         return
-    asked = {trial["candidate"]: _options(trial["requested"]) for trial in facts["trials"]}
     emit()
     emit_table(
-        ["", "against", "metric", "verdict", "effect", "interval", "n", "asked"],
+        ["", "against", "metric", "verdict", "effect", "interval", "n"],
         [
             (
                 row["candidate"],
@@ -82,7 +159,6 @@ def _emit_verdicts(facts: dict[str, Any]) -> None:
                 f"{row['effect'] - 1:+.1%}" if row["effect"] is not None else None,
                 f"{row['ci'][0] - 1:+.1%} to {row['ci'][1] - 1:+.1%}" if row["ci"] else None,
                 row["n"],
-                asked.get(row["candidate"], f"as {row['against']}"),
             )
             for row in rows
         ],
@@ -99,57 +175,3 @@ def _number(value: float | None) -> str | None:
     if value is None:
         return None
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"
-
-
-def _emit_agents(report: dict[str, Any]) -> None:
-    """The figures of a run with agents, for a person."""
-    emit()
-    emit_table(
-        [
-            "",
-            "arm",
-            "tok/s",
-            "speed-up",
-            "efficiency",
-            "fairness",
-            "TTFT p95",
-            "worst",
-            "queue p95",
-            "waited",
-            "failed",
-        ],
-        [
-            (
-                arm["candidate"],
-                arm["label"],
-                _two(arm["aggregate_tok_s"], 1),
-                _two(arm["speedup"]),
-                _share(arm["efficiency"]),
-                _two(arm["fairness"]),
-                _two(arm["ttft_p95_s"]),
-                _two(arm["ttft_worst_s"]),
-                _two(arm["queue_p95_s"]),
-                arm["deferred"],
-                sum(arm["failures"].values()),
-            )
-            for arm in report["arms"]
-        ],
-    )
-    for arm in report["arms"]:
-        if arm["agents"] > 1:
-            emit(f"  {arm['candidate']}: {_share(arm['guide_efficiency'])} efficiency by the guide's formula")
-    if any(arm["agents"] > 1 for arm in report["arms"]):
-        emit(f"  {report['guide_formula']}")
-    if report["saturation"]:
-        knee = report["knee"]
-        emit(
-            f"  knee: {knee} agents; more add little" if knee else "  no knee: the rate still rises at the most agents"
-        )
-
-
-def _two(value: float | None, digits: int = 2) -> str | None:
-    return None if value is None else f"{value:.{digits}f}"
-
-
-def _share(value: float | None) -> str | None:
-    return None if value is None else f"{value:.1%}"

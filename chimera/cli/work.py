@@ -177,7 +177,7 @@ def facts_of(journal: Journal, run: Run, *, measurements: bool) -> dict[str, Any
 
     facts = document(journal, run, measurements=measurements)
     if run.kind == "agents" or run.workload.agents > 1:
-        from chimera.runner.crews import report
+        from chimera.runner.agents_report import report
 
         facts["agents"] = report(journal, run)
     return facts

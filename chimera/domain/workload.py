@@ -22,6 +22,8 @@ class Workload:
     """A file with the prompt to use instead of a generated one. Its text is never stored."""
     fixed_prompt: bool = False
     """Send the same prompt each time, on purpose: the server's prompt cache then answers."""
+    think_s: float = 0.0
+    """Pause of each of several agents between an answer and its next request."""
     timeout_s: float = 120.0
     """Longest time without a byte from the server before a request is given up."""
 

@@ -15,8 +15,8 @@ class LiveRequest:
     """
 
     def __init__(self) -> None:
-        self.state: Literal["waiting", "queued", "prefill", "decoding", "done"] = "waiting"
-        """`waiting` for its turn to send, `queued` at the server, then in work, then `done`."""
+        self.state: Literal["waiting", "loading", "queued", "prefill", "decoding", "done"] = "waiting"
+        """`waiting` for its turn to send, or for a load, `queued` at the server, then in work, then `done`."""
         self.tokens = 0
         self.ttft_s: float | None = None
         self.rate: float | None = None

@@ -14,10 +14,10 @@ from chimera.domain.verdict import Metric
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 
-from .planning import Sketch, Survey, create_study, sketch, survey
-
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
+
+    from .planning import Sketch, Survey
 
 ROUNDS = 8
 """Each runs what is and what is proposed once: a true +5 % at 2 % noise needs about so many."""
@@ -59,6 +59,8 @@ def draw(run: Run, base: Options, cure: Cure, known: Survey, *, rounds: int = RO
     Raises:
         ConfigError: the remedy has the effect of what runs already, or cannot run here.
     """
+    from .planning import sketch
+
     proposed = cure.options.over(base)
     workload: Workload = replace(run.workload, requests=3)
     drawn = sketch(
@@ -92,6 +94,8 @@ def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, ro
         ConfigError: there is nothing to compare.
         BackendError: the server does not answer.
     """
+    from .planning import create_study
+
     trials = journal.trials(run.id)
     base = next(
         (one.requested for one in trials if one.candidate == "c0"), trials[0].requested if trials else Options()
@@ -104,6 +108,8 @@ def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, ro
 
 async def _survey(target: Target, workload: Workload) -> Survey:
     from chimera.backends.detect import open_backend
+
+    from .planning import survey
 
     backend = open_backend(target)
     try:

@@ -19,7 +19,7 @@ from chimera.diagnosis.bundle import WINDOW_S, Bundle, build_bundle
 from chimera.diagnosis.evidence import EvidenceSet, PastRun
 from chimera.diagnosis.rules import diagnose, since_first_seen
 from chimera.domain.finding import SEVERITIES, Finding
-from chimera.domain.run import ENDED, Run
+from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import KEY_VARIABLE, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
@@ -59,10 +59,14 @@ def examine_run(journal: Journal, run: Run, *, window_s: float | None = None) ->
     return Examination(evidence, tuple(since_first_seen(journal.findings(run.id), diagnose(evidence), at)), run)
 
 
-def last_run(journal: Journal, kind: str | None = None, *, now: float | None = None) -> Run | None:
-    """The run that goes on, else the newest one that ended within a day; of a kind of server, where one is given."""
+def last_run(journal: Journal, target: Target | None = None, *, now: float | None = None) -> Run | None:
+    """The run that goes on, else the newest one that ended within a day; on this server, where one is given."""
     now = time.time() if now is None else now
-    newest = [run for run in journal.runs(limit=20) if run.kind != "import" and kind in (None, run.target.kind)]
+    newest = [
+        run
+        for run in journal.runs(limit=20)
+        if run.kind != "import" and (target is None or (run.target.kind, run.target.url) == (target.kind, target.url))
+    ]
     for run in newest:
         if run.state in {"running", "paused"}:
             return run

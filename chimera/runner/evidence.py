@@ -15,7 +15,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chimera.diagnosis.evidence import EngineStart, EvidenceSet, Failure, Neighbour, PastRun, Request, SessionFacts
+from chimera.backends.base import Backend
+from chimera.diagnosis.evidence import (
+    EngineStart,
+    EvidenceSet,
+    Failure,
+    LogLine,
+    Neighbour,
+    PastRun,
+    Request,
+    SessionFacts,
+)
 from chimera.diagnosis.thresholds import limit
 from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
@@ -23,6 +33,7 @@ from chimera.domain.readings import Missing, number
 from chimera.domain.run import Run, RunKind, Session
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, ServerSample, Snapshot
+from chimera.domain.text import plain
 from chimera.errors import ConfigError
 from chimera.model.memory import forecast, kv_cache
 from chimera.model.roofline import roof_tok_s
@@ -206,6 +217,7 @@ def evidence_of(
         kv_bytes_per_token=needed.get("kv_bytes_per_token"),
         installed=_installed(run.host),
         engine_starts=tuple(start for one in samples for start in one.engines),
+        log=tuple(LogLine(str(text), one.ended_at) for one in sessions for text in one.facts.get("log", ())),
         engine_pids=frozenset(pids),
         platform=str(run.host.get("platform") or ""),
         container=run.host.get("container"),
@@ -455,6 +467,20 @@ def needs(shape: ModelShape | None, options: Options, gpus: Sequence[GpuInfo], d
     except ConfigError:
         return found  # a cache type that does not go with this model: the load says so itself
     return found
+
+
+_TELLING = ("forcing full prompt re-processing", "truncating input prompt", "evicting", "invalid option provided",
+            "requires flash_attn", "inference compute", "offloaded ", "out of memory")  # fmt: skip
+_LINES = 20
+
+
+def log_lines(backend: Backend) -> list[str]:
+    """The lines of our own engine's log that rules look for; a server that is not ours shows nobody its log."""
+    from chimera.backends.llama_engine import OwnedEngine
+
+    lines = backend.log if isinstance(backend, OwnedEngine) else ()
+    telling = [plain(line)[:300] for line in lines if any(words in line for words in _TELLING)]
+    return list(dict.fromkeys(telling))[-_LINES:]
 
 
 def machine_facts() -> dict[str, object]:

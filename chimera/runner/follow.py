@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chimera.domain.finding import Finding
-from chimera.domain.run import ENDED, Progress, Run, Trial
+from chimera.domain.measurement import Measurement
+from chimera.domain.run import ENDED, Progress, Run, RunKind, Session, Statistic, Trial
 from chimera.domain.server import Effective
+from chimera.domain.verdict import Metric, Verdict
 
 FINDINGS_S = 1.0
+COMPARES: frozenset[RunKind] = frozenset({"sweep", "tune", "validate"})
 
 if TYPE_CHECKING:
     from chimera.store.journal import Event, Journal, Row
@@ -32,6 +38,22 @@ class Update:
     """Nothing was shown of this run before."""
     findings: tuple[Finding, ...] | None = None
     """What the rules have found, worst first; None before they were asked."""
+    compared: Compared | None = None
+    """Of a run that compares candidates; None of any other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """A comparison as it stands, by candidate."""
+
+    metric: Metric
+    """The objective."""
+    verdicts: tuple[Verdict, ...]
+    """Of the objective, in the plan's order."""
+    figures: Mapping[str, Statistic]
+    """Of the objective over the sessions that are done, in its own unit."""
+    sessions: Mapping[str, int]
+    void: Mapping[str, int]
 
 
 class Follower:
@@ -46,6 +68,8 @@ class Follower:
         self._state: str | None = None
         self._findings: tuple[Finding, ...] | None = None
         self._findings_at = 0.0
+        self._requests: dict[int, list[Measurement]] = {}
+        self._compared: Compared | None = None
 
     def look(self) -> Update | None:
         """What is new, or None where nothing changed. Cheap enough for 5 times a second."""
@@ -69,7 +93,30 @@ class Follower:
         trials = tuple(self.journal.trials(self.run_id))
         candidate = progress.candidate if progress and progress.candidate else (trials[0].candidate if trials else "")
         effective = self.journal.effective(self.run_id, candidate) if candidate else None
-        return Update(run, progress, trials, effective, new, events, first, self._checked(run))
+        for row in new:
+            self._requests.setdefault(row.session, []).append(row.measurement)
+        if run.kind in COMPARES and (first or new or events):
+            self._compared = self._compare(run)
+        return Update(run, progress, trials, effective, new, events, first, self._checked(run), self._compared)
+
+    def _compare(self, run: Run) -> Compared:
+        """What a table of candidates shows; verdicts are read, never made here."""
+        stages: list[dict[str, Any]] = run.plan.get("stages", [run.plan])
+        rules: dict[str, Any] = next((one["rules"] for one in reversed(stages) if "rules" in one), {})
+        metric: Metric = rules.get("objective", "decode_tok_s")
+        done, void = Counter[str](), Counter[str]()
+        values: dict[str, list[float]] = {}
+        for session in self.journal.sessions(self.run_id):
+            if session.state == "void":
+                void[session.candidate] += 1
+            elif session.state == "done":
+                done[session.candidate] += 1
+                seen = _values(metric, session, self._requests.get(session.seq, []), run.workload.output_tokens)
+                if seen:
+                    values.setdefault(session.candidate, []).append(statistics.median(seen))
+        figures = {name: _statistic(seen) for name, seen in values.items()}
+        verdicts = tuple(row for row in self.journal.verdicts(self.run_id) if row.metric == metric)
+        return Compared(metric, verdicts, figures, done, void)
 
     def _checked(self, run: Run) -> tuple[Finding, ...] | None:
         """The run's findings, read once a second: they carry curves, and change every few seconds only."""
@@ -80,3 +127,22 @@ class Follower:
             # No row can also mean that nobody has looked yet; the first look comes within some seconds.
             self._findings = found if found or ended or self._findings is not None or self._row else None
         return self._findings
+
+
+def _values(metric: Metric, session: Session, requests: Sequence[Measurement], output_tokens: int) -> list[float]:
+    """What the valid requests of a session gave in a metric; of memory and energy the session's own figure."""
+    if metric == "vram_bytes":
+        return [session.facts["vram_peak_bytes"]] if session.facts.get("vram_peak_bytes") else []
+    if metric == "energy_j_per_token":
+        return [session.facts["energy_j_per_token"]] if session.facts.get("energy_j_per_token") else []
+    valid = [one for one in requests if one.valid]
+    if metric == "completion_s":
+        return [one.ttft_s + (output_tokens - 1) / one.rate for one in valid if one.ttft_s is not None and one.rate]
+    if metric == "ttft_s":
+        return [one.ttft_s for one in valid if one.ttft_s is not None]
+    return [one.rate for one in valid if one.rate is not None]
+
+
+def _statistic(values: Sequence[float]) -> Statistic:
+    spread = statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else None
+    return Statistic(statistics.median(values), spread, len(values))

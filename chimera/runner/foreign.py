@@ -66,6 +66,8 @@ class ForeignRow:
     """What else sets it apart, in words: a model, a flag that is none of our options."""
     role_told: bool = False
     """The file says whether the request was a discarded one."""
+    cold_told: bool = False
+    """The file says whether the request included a load."""
     baseline: bool = False
     """The file says that this is the baseline."""
     session: int | None = None
@@ -410,6 +412,7 @@ def _csv_row(line: int, cells: _Cells) -> ForeignRow:
         measurement=None,
         label=plain(cells.candidate) if cells.candidate else None,
         role_told=warm or role in {"measure", "measured"},
+        cold_told=cells.cold is not None,
         baseline=role in _BASE_WORDS or word in _BASE_WORDS or word == "preflight",
         session=cells.session,
         round=cells.round,

@@ -7,8 +7,9 @@ both belong into a thread of a view.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,8 @@ from chimera.model.effective import Limits, canonical, derive, merge
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
+_Part = Callable[[Options], Options]
+"""What of a configuration is compared."""
 ExpectationWord = Literal["met", "missed", "not comparable here"]
 
 RUNS_READ = 300
@@ -46,6 +49,13 @@ class Here:
     """What the server runs where nothing is asked, as far as known."""
     server: ServerInfo | None = None
     gpus: int | None = None
+    """How many the engine can use, where that is known."""
+    settable: frozenset[str] | None = None
+    """Options that can be made effective on this server; None: all that its kind takes."""
+
+    def asked(self, options: Options) -> Options:
+        """What of a configuration reaches this server."""
+        return options if self.settable is None else options.only(self.settable)
 
     @property
     def bounds(self) -> Limits:
@@ -139,23 +149,30 @@ def preset_rows(presets: Sequence[Preset], here: Here, measured: Iterable[Measur
         measured: What was measured on it, from `measured_here`.
     """
     seen = sorted(measured, key=lambda one: -one.at)
+    if any(one.options.num_gpu != 0 and one.effective and one.effective.num_gpu == 0 for one in seen):
+        here = replace(here, gpus=0)  # read back from a load: this engine has no GPU that it can use
     whole = _partners(presets, here, lambda options: options)
     load = _partners(presets, here, lambda options: options.load)
     nothing = _key(Options(), here)
     rows = []
     for preset in presets:
         try:
-            effective = derive(preset.options, here.bounds, here.kind, defaults=here.defaults, gpus=here.gpus)
+            effective = _effective(preset.options, here)
         except ConfigError as error:
             rows.append(
                 PresetRow(
-                    preset, None, refused=str(error), expectations=_expectations(preset.expects, None, "it cannot run here")
+                    preset,
+                    None,
+                    refused=str(error),
+                    expectations=_expectations(preset.expects, None, "it cannot run here"),
                 )
             )
             continue
         same = whole[preset.name]
         judged, scope = _verdict(preset, here, seen)
         figures = _figures(preset, here, seen)
+        if figures is not None and figures.effective is not None:
+            effective = _read_back(effective, figures.effective)
         rows.append(
             PresetRow(
                 preset,
@@ -173,9 +190,25 @@ def preset_rows(presets: Sequence[Preset], here: Here, measured: Iterable[Measur
     return tuple(rows)
 
 
+def _effective(options: Options, here: Here) -> Effective:
+    asked = here.asked(options)
+    effective = derive(asked, here.bounds, here.kind, defaults=here.defaults, gpus=here.gpus)
+    left = [name for name in options.as_dict() if name not in asked.as_dict()]
+    if not left:
+        return effective
+    note = f"{', '.join(left)} cannot be set on this server: its start decides"
+    return replace(effective, notes=(*effective.notes, note), unread=(*effective.unread, *left))
+
+
+def _read_back(derived: Effective, measured: Options) -> Effective:
+    """What was read back after a load, and the rule's word for the rest."""
+    sources = derived.sources | dict.fromkeys(measured.as_dict(), "measured")
+    return replace(derived, options=measured.over(derived.options), sources=sources)
+
+
 def _partners(presets: Sequence[Preset], here: Here, part: _Part) -> dict[str, tuple[str, ...]]:
     groups = merge(
-        [(preset.name, part(preset.options)) for preset in presets],
+        [(preset.name, here.asked(part(preset.options))) for preset in presets],
         here.bounds,
         here.kind,
         defaults=here.defaults,
@@ -191,7 +224,7 @@ def _partners(presets: Sequence[Preset], here: Here, part: _Part) -> dict[str, t
 def _key(options: Options, here: Here) -> Options | None:
     """One spelling for each effect; None for what the server would refuse."""
     try:
-        return canonical(options, here.bounds, here.kind, defaults=here.defaults, gpus=here.gpus)
+        return canonical(here.asked(options), here.bounds, here.kind, defaults=here.defaults, gpus=here.gpus)
     except ConfigError:
         return None
 
@@ -223,7 +256,7 @@ def _expectations(expects: Expectation, found: Measured | None, why_none: str) -
         ends: tuple[float | None, float | None] | None = getattr(expects, what)
         if ends is not None:
             value: float | None = getattr(found, what) if found else None
-            rows.append(_expected(what, ends, value, expects, found, why_none))  # type: ignore[arg-type]  # literals
+            rows.append(_expected(what, ends, value, expects, found, why_none))
     if expects.efficiency is not None:
         value = found.efficiency if found else None
         none = "it was not measured with several agents here" if found else why_none
@@ -288,14 +321,7 @@ def _memory(text: str) -> float | None:
     return float(found[1]) if found else None
 
 
-class _Part:
-    """What of options is compared."""
-
-    def __call__(self, options: Options) -> Options:
-        raise NotImplementedError
-
-
-_SCOPES = (
+_SCOPES: tuple[tuple[str, _Part], ...] = (
     ("the whole preset", lambda options: options),
     ("its load options", lambda options: options.load),
 )
@@ -367,7 +393,7 @@ def _of_run(journal: Journal, run: Run, here: Here) -> list[Measured]:
 def _guide_efficiency(journal: Journal, run: Run) -> dict[str, float]:
     if run.kind != "agents" and run.workload.agents < 2:
         return {}
-    from .crews import report
+    from .agents_report import report
 
     told = report(journal, run) or {}
     arms = told.get("arms", [])
@@ -405,15 +431,12 @@ async def look(target: Target) -> Here:
         server = await backend.connect()
         model = await backend.model()
         shape = await backend.shape()
+        # What Ollama has loaded was asked for by someone; what another server runs was decided at its start.
         defaults = Options()
-        if not backend.owned:
-            try:
-                defaults = (await backend.effective()).options
-            except ChimeraError:
-                defaults = Options()  # nothing is loaded: then nothing is known of what would run
-        if target.kind == "ollama":
-            # What is loaded now was asked for by someone: only what Ollama itself decides is a default.
-            defaults = Options()
-        return Here(target.kind, model, shape or model, defaults.load, server)
+        if not backend.owned and target.kind != "ollama":
+            with suppress(ChimeraError):
+                defaults = (await backend.effective()).options.load
+        settable = backend.load_options | backend.sampling_options
+        return Here(target.kind, model, shape or model, defaults, server, settable=settable)
     finally:
         await backend.close()

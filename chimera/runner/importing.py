@@ -526,7 +526,7 @@ def _judge_rows(loads: Sequence[_Load], sheet: Sheet, notes: list[str]) -> None:
                 one = replace(one, role="warmup")
                 count["first"] += 1
             begun.add(agent)
-            if not one.cold and one.load_s is not None and one.load_s > warm:
+            if not row.cold_told and one.load_s is not None and one.load_s > warm:
                 one = replace(one, cold=True)
             window = (load.config.effective.options if load.config.effective else load.config.options).num_ctx
             reason, why = _void(one, length, prompt, window, "void_reason" in sheet.columns)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chimera.backends.detect import open_backend
+from chimera.domain.run import Target
 from chimera.errors import BackendError
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
+    from chimera.store.records import Remembered
+
+
+async def restore(target: Target, kept: Remembered) -> tuple[str, ...]:
+    """Put one server back as it was remembered. Raises `BackendError` kinds."""
+    backend = open_backend(replace(target, url=kept.server_url))
+    try:
+        await backend.connect()
+        return await backend.restore(kept.data)
+    finally:
+        await backend.close()
 
 
 def put_back(journal: Journal, run_id: str) -> list[str]:
     """Restore what the run had remembered; a sentence for each thing that was put back or could not be."""
 
     async def work() -> list[str]:
-        words: list[str] = []
-        backend = open_backend(journal.run(run_id).target)
-        try:
-            await backend.connect()
-            for kept in journal.remembered(run_id):
-                words += await backend.restore(kept.data)
-        finally:
-            await backend.close()
-        return words
+        target = journal.run(run_id).target
+        return [words for kept in journal.remembered(run_id) for words in await restore(target, kept)]
 
     try:
         words = asyncio.run(work())

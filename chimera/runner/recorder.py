@@ -99,10 +99,10 @@ class ProgressWriter:
             ended = self._ended.wait(PROGRESS_S)
             base, live = self._base, self._live
             now = base
-            if base.stage in {"warmup", "measuring"}:
+            if lanes := self.lanes:
+                now = together(base, lanes)
+            elif base.stage in {"warmup", "measuring"}:
                 now = replace(base, tokens=live.tokens, rate=live.rate, ttft_s=live.ttft_s)
-                if lanes := self.lanes:
-                    now = together(base, lanes)
             if now != last:
                 last = now
                 self._journal.set_progress(self._run_id, replace(now, at=time.time()))
@@ -167,7 +167,7 @@ class Recorder:
                 time.time(),
                 session=min(sessions, session.seq) if sessions else session.seq,
                 sessions=sessions,
-                requests=self._run.workload.requests if seconds is None else 0,
+                requests=self._requests if seconds is None else 0,
                 candidate=session.candidate,
                 options=dict(options),
                 tokens_planned=self._run.workload.output_tokens,
@@ -209,13 +209,16 @@ class Recorder:
 
     async def measured(self, timed: Timed) -> None:
         """A request has ended."""
-        self._sampler.quiet(False)
+        self._sampler.quiet(any(one.state not in {"done", "waiting"} for one in self._progress.lanes))
         self._request_s.append(timed.measurement.total_s)
         await asyncio.to_thread(self._journal.add_measurement, self._run.id, self._session.seq, timed.measurement)
-        word = _words(timed.measurement, self._request)
+        word = _words(timed.measurement, self._request, agents=self._run.workload.agents)
         await asyncio.to_thread(
             self._journal.log, self._run.id, word, "warn" if timed.measurement.void_reason else "info"
         )
+        if self._progress.lanes and timed.measurement.role == "measure":
+            self._request = min(self._requests, self._request + 1)
+            self._progress.show(replace(self._progress.base, request=self._request, eta_s=self._eta(self._request)))
 
     async def checkpoint(self) -> None:
         """Wait while paused, and while another client uses a server that is not ours."""
@@ -252,20 +255,28 @@ class Recorder:
         """Seconds left, from what sessions and requests have taken so far in this run; None until one has ended."""
         if self._ends is not None:
             return max(0.0, self._ends - time.monotonic())
-        left_here = self._run.workload.requests + 1 - request
+        left_here = self._requests + 1 - request
         if not self._request_s:
             return None
-        here = statistics.median(self._request_s) * left_here
+        at_once = max(1, len(self._progress.lanes))
+        here = statistics.median(self._request_s) * left_here / at_once
         sessions_left = max(0, self._sessions - self._session.seq)
         each = statistics.median(self._session_s) if self._session_s else None
         if sessions_left and each is None:
-            each = statistics.median(self._request_s) * (self._run.workload.requests + 1)
+            each = statistics.median(self._request_s) * (self._requests + 1) / at_once
         return here + sessions_left * (each or 0.0)
 
+    @property
+    def _requests(self) -> int:
+        """Measured ones of a session; several agents do the same work in all, however many take part."""
+        return self._run.workload.requests * self._run.workload.agents
 
-def _words(measurement: Measurement, request: int) -> str:
+
+def _words(measurement: Measurement, request: int, *, agents: int = 1) -> str:
     """One line for the log."""
     which = f"request {request}" if measurement.role == "measure" else "first request (discarded)"
+    if agents > 1:
+        which = f"agent {measurement.agent + 1}, {which}"
     if measurement.void_reason:
         return f"{which}: void, {measurement.void_reason}" + (f" — {measurement.error}" if measurement.error else "")
     rate = f"{measurement.rate:.1f} tok/s" if measurement.rate is not None else "no rate"

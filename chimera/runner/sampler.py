@@ -87,7 +87,7 @@ class Sampler:
         collector.quiet = self._quiet
         watched: ServerInfo | None = None
         try:
-            while not self._ended.wait(SAMPLE_S):
+            while True:
                 if self._server != watched:
                     watched = self._server
                     if collector.server is not None:
@@ -103,6 +103,8 @@ class Sampler:
                 if self._gpus and not known:
                     self._journal.identify(self._run_id, gpus=encode(snapshot)["gpus"]["infos"])
                 self._journal.add_samples(self._run_id, [(at, encode(snapshot) | self._more(snapshot))])
+                if self._ended.wait(SAMPLE_S):
+                    return
         except Exception:  # noqa: BLE001 - a run must not end because watching it failed
             _log.exception("telemetry ended")
         finally:

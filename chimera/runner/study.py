@@ -102,16 +102,16 @@ def _outcome(session: Session, measurements: Sequence[Measurement], output_token
 
 
 def _costs(facts: Mapping[str, Any], measurements: Sequence[Measurement], output_tokens: int) -> dict[Metric, float]:
-    """What a session gave in each metric; that of several agents together in the goals of their users as well."""
-    vram = facts.get("vram_peak_bytes")
+    """What a session gave in each metric; where several agents could take part, in the goals of their users instead."""
     found = session_costs(
         measurements,
         output_tokens=output_tokens,
-        vram_bytes=vram,
+        vram_bytes=facts.get("vram_peak_bytes"),
         energy_j_per_token=facts.get("energy_j_per_token"),
     )
     if "agents" in facts:
-        found |= costs(figures(measurements), vram_bytes=vram, energy_j=facts.get("energy_j"))
+        found.pop("completion_s", None)  # theirs is that of all their requests, not of a typical one
+        found |= costs(figures(measurements))
     return found
 
 
@@ -240,6 +240,10 @@ def conclude(journal: Journal, run: Run) -> list[str]:
         return []
     plan, now = played[-1]
     result = result_facts(plan, now)
+    if run.kind == "agents":
+        from .agents_report import digest
+
+        result["recommendation"]["words"] = " ".join(digest(journal, run))
     said = [result["recommendation"]["words"]]
     if (moved := result["drift"]) and moved["flagged"]:
         said.append(

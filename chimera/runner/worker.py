@@ -34,7 +34,8 @@ from chimera.tuning.protocol import FAILURE_WORDS, Done
 
 from .checkup import Checkup
 from .crews import Arm, Crews, arm_of
-from .evidence import installed_facts, machine_facts, needs
+from .evidence import installed_facts, log_lines, machine_facts, needs
+from .putback import restore
 from .recorder import Gate, ProgressWriter, Recorder
 from .sampler import Sampler
 from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
@@ -156,7 +157,7 @@ class Worker:
         journal.log(run.id, f"worker {os.getpid()} began")
         self._progress.start()
         backend = open_backend(run.target)
-        touched = False
+        touched = bool(journal.remembered(run.id))
         try:
             self._progress.show(replace(self._progress.base, text="reaching the server"))
             server = await backend.connect()
@@ -166,12 +167,12 @@ class Worker:
             journal.identify(run.id, server=server, model=model, host=host)
             self._run = run = journal.run(run.id)
             await self._ask_before_reload(backend)
-            if not backend.owned:
-                # What a killed worker of this run had kept stays: its changes are still on the server.
-                kept = journal.remembered(run.id)
-                if not kept and (remembered := await backend.remember()):
-                    journal.remember(run.id, server.url, remembered)
-                touched = bool(journal.remembered(run.id))
+            # What a killed worker of this run had kept stays: its changes are still on the server.
+            if not (backend.owned or touched) and (remembered := await backend.remember()):
+                journal.remember(run.id, server.url, remembered)
+                touched = True
+            if await self._prepare_crews(backend):
+                touched = True
             recorder = Recorder(journal, run, backend, self._progress, self._gate, self._sampler, self._checkup)
             self._sampler.start()
             prompts = PromptSource(backend, run.workload, run.seed)
@@ -184,6 +185,15 @@ class Worker:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
             await asyncio.shield(self._leave(backend, touched))
+
+    async def _prepare_crews(self, backend: Backend) -> bool:
+        """Reach or start the servers that the run needs beside its own; whether something there is to be put back."""
+        run = self._run
+        self._crews = Crews(run, backend, self._journal)
+        trials = self._journal.trials(run.id)
+        return await self._crews.prepare(
+            [arm_of(run, trial.candidate) for trial in trials], {one.candidate: one.requested for one in trials}
+        )
 
     def _say_failed(self, trial: Trial, failure: Failure, error: str | None) -> None:
         words = f"{trial.candidate} ({trial.requested}): {FAILURE_WORDS[failure]}" + (f" — {error}" if error else "")
@@ -229,7 +239,11 @@ class Worker:
         if touched:
             try:
                 for kept in self._journal.remembered(self._run.id):
-                    for words in await backend.restore(kept.data):
+                    there = self._crews.at(kept.server_url) if self._crews is not None else None
+                    if there is None and kept.server_url == backend.url:
+                        there = backend
+                    said = await there.restore(kept.data) if there else await restore(self._run.target, kept)
+                    for words in said:
                         self._journal.log(self._run.id, words, "notice")
                 self._journal.restored(self._run.id)
             except BackendError as error:
@@ -291,16 +305,18 @@ class Worker:
     ) -> SessionOutcome:
         """A session of several agents."""
         run = self._run
-        if self._crews is None:
-            self._crews = Crews(run, backend)
+        assert self._crews is not None
         lanes = tuple(LiveRequest() for _ in range(arm.agents))
+        self._progress.lanes = lanes
         crew = await self._crews.crew(arm, options, lanes)
         workload = replace(run.workload, requests=arm.requests)
         prompts = [PromptSource(one, workload, run.seed) for one in crew.instances]
-        self._progress.lanes = lanes
         try:
             key = prompt_key(session, fresh=True)
-            return await run_crew(crew, workload, prompts, recorder, seed=run.seed, round_=key)
+            outcome = await run_crew(crew, workload, prompts, recorder, seed=run.seed, round_=key)
+            if held := outcome.facts.get("vram_bytes"):
+                outcome.facts[VRAM_FACT] = held  # of all instances; the effective settings are the first one's
+            return outcome
         finally:
             self._progress.lanes = ()
 
@@ -363,6 +379,7 @@ class Worker:
         if effective is not None and effective.vram_bytes and not one_load:
             outcome.facts.setdefault(VRAM_FACT, effective.vram_bytes)
         outcome.facts["needs"] = self._needs(session.candidate)
+        outcome.facts["log"] = log_lines(backend)
         if run.kind == "thermal":
             await self._judge_heat(outcome)
         state: SessionState = "void" if outcome.void_reason else "done"

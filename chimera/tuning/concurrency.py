@@ -12,9 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
+from statistics import fmean, median
 
-from chimera.domain.measurement import Measurement
+from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.verdict import Metric
 
 DEFERRED_S = 0.05
@@ -36,8 +36,11 @@ class AgentFigures:
     effective_tok_s: float | None
     """Its tokens over its own time from first sending to last answer."""
     ttft_s: float | None
+    """Median over its requests, like `queue_s`."""
+    ttft_p95_s: float | None
     ttft_worst_s: float | None
     queue_s: float | None
+    queue_p95_s: float | None
     queue_worst_s: float | None
     completion_s: float
     """From its first sending to its last answer."""
@@ -60,6 +63,12 @@ class Figures:
     ttft_worst_s: float | None
     queue_p95_s: float | None
     queue_worst_s: float | None
+    queue_share: float | None
+    """Part of all time to first token that was spent waiting for a slot."""
+    decode_tok_s: float | None
+    """Mean of the agents' decode rates: what one of them gets while it is served."""
+    completion_s: float
+    """Of the agent that was done last."""
     deferred: int
     """Requests that waited for a slot."""
     rejected: int
@@ -67,8 +76,13 @@ class Figures:
     guide_speedup: float
     """The guide's: sum of the agents' own times, taken while they compete, over the wall time."""
     guide_efficiency: float
-    failures: Mapping[str, int] = field(default_factory=dict)
+    failures: Mapping[VoidReason, int] = field(default_factory=dict)
     """Void requests by reason."""
+
+    @property
+    def failed(self) -> int:
+        """Requests that do not count."""
+        return sum(self.failures.values())
 
 
 def figures(measurements: Sequence[Measurement]) -> Figures | None:
@@ -89,6 +103,8 @@ def figures(measurements: Sequence[Measurement]) -> Figures | None:
     tokens = sum(agent.tokens for agent in agents)
     firsts = sorted(one.ttft_s for one in valid if one.ttft_s is not None)
     queues = sorted(one.queue_s for one in valid if one.queue_s is not None)
+    waited = [(one.queue_s, one.ttft_s) for one in valid if one.queue_s is not None and one.ttft_s]
+    rates = [agent.decode_tok_s for agent in agents if agent.decode_tok_s is not None]
     busy = sum(agent.completion_s for agent in agents)
     return Figures(
         agents=agents,
@@ -101,6 +117,9 @@ def figures(measurements: Sequence[Measurement]) -> Figures | None:
         ttft_worst_s=firsts[-1] if firsts else None,
         queue_p95_s=percentile(queues, 0.95),
         queue_worst_s=queues[-1] if queues else None,
+        queue_share=sum(wait for wait, _ in waited) / sum(first for _, first in waited) if waited else None,
+        decode_tok_s=fmean(rates) if rates else None,
+        completion_s=max(agent.completion_s for agent in agents),
         deferred=sum(wait > DEFERRED_S for wait in queues),
         rejected=sum(one.void_reason == "refused" for one in counted),
         guide_speedup=busy / wall if wall > 0 else math.inf,
@@ -114,8 +133,8 @@ def _agent(agent: int, instance: int, mine: Sequence[Measurement]) -> AgentFigur
     begin, end = min(one.started_at for one in mine), max(one.started_at + one.total_s for one in mine)
     tokens = sum(one.completion_tokens or 0 for one in valid)
     rates = [one.rate for one in valid if one.rate is not None]
-    firsts = [one.ttft_s for one in valid if one.ttft_s is not None]
-    queues = [one.queue_s for one in valid if one.queue_s is not None]
+    firsts = sorted(one.ttft_s for one in valid if one.ttft_s is not None)
+    queues = sorted(one.queue_s for one in valid if one.queue_s is not None)
     return AgentFigures(
         agent=agent,
         instance=instance,
@@ -125,8 +144,10 @@ def _agent(agent: int, instance: int, mine: Sequence[Measurement]) -> AgentFigur
         decode_tok_s=median(rates) if rates else None,
         effective_tok_s=tokens / (end - begin) if end > begin else None,
         ttft_s=median(firsts) if firsts else None,
+        ttft_p95_s=percentile(firsts, 0.95),
         ttft_worst_s=max(firsts, default=None),
         queue_s=median(queues) if queues else None,
+        queue_p95_s=percentile(queues, 0.95),
         queue_worst_s=max(queues, default=None),
         completion_s=end - begin,
     )
@@ -155,21 +176,23 @@ def percentile(ordered: Sequence[float], share: float) -> float | None:
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
-def costs(
-    found: Figures | None, *, vram_bytes: float | None = None, energy_j: float | None = None
-) -> dict[Metric, float]:
-    """A session's value in each goal, as natural logarithm of a cost: less is better."""
+UNANSWERED: frozenset[VoidReason] = frozenset({"refused", "error", "timeout"})
+
+
+def costs(found: Figures | None) -> dict[Metric, float]:
+    """A session's value in the goals of several agents, as natural logarithm of a cost: less is better.
+
+    Work that was not done must not make a server look quick: where a request got no answer there is no worst TTFT, and
+    where one does not count for any reason there is no completion time.
+    """
     if found is None or not math.isfinite(found.aggregate_tok_s) or found.aggregate_tok_s <= 0:
         return {}
-    longest = max(agent.completion_s for agent in found.agents)
-    values: dict[Metric, float | None] = {
-        "aggregate_tok_s": -math.log(found.aggregate_tok_s),
-        "worst_ttft_s": math.log(found.ttft_worst_s) if found.ttft_worst_s else None,
-        "completion_s": math.log(longest) if longest > 0 else None,
-        "vram_bytes": math.log(vram_bytes) if vram_bytes else None,
-        "energy_j_per_token": math.log(energy_j / found.tokens) if energy_j and found.tokens else None,
-    }
-    return {metric: value for metric, value in values.items() if value is not None}
+    values: dict[Metric, float] = {"aggregate_tok_s": -math.log(found.aggregate_tok_s)}
+    if found.ttft_worst_s and not UNANSWERED & found.failures.keys():
+        values["worst_ttft_s"] = math.log(found.ttft_worst_s)
+    if found.completion_s > 0 and not found.failures:
+        values["completion_s"] = math.log(found.completion_s)
+    return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +204,7 @@ class Load:
     """Mean over the rounds."""
     low: float
     high: float
-    """Its 95 % interval, paired t on the logarithm by round."""
+    """Its 95 % interval over the rounds, by t on the logarithm; the widest there is for a single round."""
     ttft_p95_s: float | None
 
 

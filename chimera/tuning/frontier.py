@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from chimera.domain.options import Options
+from chimera.domain.options import OPTION_NAMES, Options
 
 from .plan import Failure
 
@@ -12,6 +12,7 @@ _AMOUNTS = ("num_gpu", "num_ctx", "num_batch", "num_parallel")
 _KINDS: Mapping[str, tuple[str, ...]] = {"kv_cache_type": ("q4_0", "q8_0", "f16"), "flash_attention": ("on", "off")}
 """Values from the least to the most memory; `auto` is the server's choice, so it compares with nothing."""
 MEMORY_AXES = (*_AMOUNTS, *_KINDS)
+_OTHERS = frozenset(OPTION_NAMES) - frozenset(MEMORY_AXES)
 
 _EQUAL: Mapping[Failure, frozenset[str]] = {
     "out-of-memory": frozenset(),
@@ -40,7 +41,10 @@ def ruled_out(
     out: dict[str, str] = {}
     for candidate in candidates:
         for failed, failure in failures:
-            if candidate != failed and needs_as_much(settings[candidate], settings[failed], equal=_EQUAL[failure]):
+            one, other = settings[candidate], settings[failed]
+            # What needs no memory may still be what crashed or was too slow.
+            alike = failure == "out-of-memory" or one.only(_OTHERS) == other.only(_OTHERS)
+            if candidate != failed and alike and needs_as_much(one, other, equal=_EQUAL[failure]):
                 out[candidate] = failed
                 break
     return out

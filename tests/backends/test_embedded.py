@@ -368,3 +368,20 @@ async def test_a_context_that_does_not_fit_into_memory_is_out_of_memory(engine: 
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     assert engine.pid is None
+
+
+async def test_threads_that_would_stall_the_machine_are_refused() -> None:
+    backend = Embedded()
+    with pytest.raises(ConfigError, match=r"num_thread 4096: this machine has \d+ processors"):
+        await backend.load(Options(num_thread=4096))
+
+
+@pytest.mark.embedded
+async def test_a_context_that_main_memory_cannot_hold_is_out_of_memory_before_anything_loads() -> None:
+    backend = Embedded()
+    await backend.connect()
+    try:
+        with pytest.raises(OutOfMemory, match="not enough memory"):
+            await backend.load(Options(num_ctx=100_000_000, num_parallel=16))
+    finally:
+        await backend.close()

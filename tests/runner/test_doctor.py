@@ -61,7 +61,7 @@ def seen(finding: dict[str, Any], what: str) -> Any:
     return next(one["value"] for one in finding["evidence"] if one["what"] == what)
 
 
-# -- the embedded engine -------------------------------------------------------------------------------------------------
+# -- the embedded engine ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -122,7 +122,7 @@ def test_a_healthy_run_gives_at_most_foreign_load_and_noise() -> None:
         assert "foreign-load" in loud, "what scatters on this machine is explained by what else runs on it"
 
 
-# -- a scripted Ollama ---------------------------------------------------------------------------------------------------
+# -- a scripted Ollama -------------------------------------------------------------------------------------------------
 
 
 def test_two_clients_that_alternate_windows_are_reload_thrash() -> None:
@@ -175,6 +175,13 @@ def test_the_power_limit_is_found_with_its_share_of_the_time() -> None:
     assert share["value"] == pytest.approx(0.95, abs=0.05)
 
 
+@pytest.mark.slow
+def test_clocks_that_stay_low_under_load_without_a_reason_are_a_stuck_p_state() -> None:
+    found = on_card("stuck_pstate", 12)["low-clocks"]
+    assert found["severity"] == "warn"
+    assert found["cause"] == "low-clocks/stuck"
+
+
 @pytest.mark.parametrize("scenario", ["hot_unthrottled", "busy_half_full"])
 def test_a_card_that_is_hot_or_busy_and_does_its_work_gives_no_finding_of_its_own(scenario: str) -> None:
     found = on_card(scenario, 4)
@@ -190,22 +197,22 @@ def test_a_card_that_clocks_down_because_it_idles_gives_nothing() -> None:
     assert json.loads(done.stdout)["findings"] == []
 
 
-# -- the command ---------------------------------------------------------------------------------------------------------
+# -- the command -------------------------------------------------------------------------------------------------------
 
 
 def test_a_warning_is_exit_code_1_and_its_evidence_makes_a_bundle(tmp_path: Path) -> None:
     with in_thread(ScriptedOllama(decode_s=0.02)) as server:
         done = chimera("run", "--server", server.url, "--yes", "--requests", "2", "--output-tokens", "8",
-                       "--num-ctx", "64", "--prompt-tokens", "200")  # fmt: skip
+                       "--num-ctx", "256", "--prompt-tokens", "600")  # fmt: skip
         assert done.returncode == 5, done.stderr
         assert "context-truncation" in chimera("runs", "show", "last", "--json").stdout
         file = tmp_path / "evidence.md"
         told = chimera("doctor", "last", "--bundle", str(file), env={"CHIMERA_API_KEY": "quiet-key-1234"})
     assert told.returncode == 1
-    assert "silently" in told.stdout or "cut the prompt" in told.stdout
+    assert "The server cut the prompt" in told.stdout
     assert "--apply 1" in told.stdout
     data = json.loads(file.with_name("evidence.md.json").read_text(encoding="utf-8"))
-    assert data["requested"] == {"num_ctx": 64}
+    assert data["requested"] == {"num_ctx": 256}
     assert data["samples"]["host"]
     assert [one["code"] for one in data["findings"]] == ["context-truncation"]
     assert "quiet-key-1234" not in file.read_text(encoding="utf-8") + json.dumps(data)
@@ -226,17 +233,19 @@ def test_a_remedy_is_measured_before_and_after_and_gets_a_verdict() -> None:
     def prefill(options: Options) -> float:
         return 0.001 if options.num_batch == 1024 or fast else 0.006
 
+    # A GPU that does its work: else whatever runs on this machine's cores would be a cause as well.
+    card = nvml_env("one_gpu")
     fast = True
     with in_thread(ScriptedOllama(prefill_s=prefill, decode_s=0.002)) as server:
         shape = ("--server", server.url, "--yes", "--requests", "4", "--output-tokens", "8")
-        assert chimera("run", *shape).returncode == 0
+        assert chimera("run", *shape, env=card).returncode == 0
         fast = False  # the server reads prompts slowly from now on, unless it is given a larger batch
-        found = findings(*shape)
+        found = findings(*shape, env=card)
         assert found["high-ttft"]["cause"] == "high-ttft/long-prompt"
-        told = chimera("doctor", "last", "--json")
+        told = chimera("doctor", "last", "--json", env=card)
         remedies = [one for row in json.loads(told.stdout)["findings"] for one in row["remedies"]]
         number = next(one["apply"] for one in remedies if one["options"] == {"num_batch": 1024})
-        done = chimera("doctor", "last", "--apply", str(number), "--rounds", "4", "--yes", "--json")
+        done = chimera("doctor", "last", "--apply", str(number), "--rounds", "4", "--yes", "--json", env=card)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert [(one["role"], one["requested"]) for one in facts["trials"]] == [
@@ -273,11 +282,14 @@ def test_the_thermal_checks_points_are_gaps_where_nothing_was_read() -> None:
 
 def test_a_watch_prints_one_line_a_look_until_it_is_interrupted() -> None:
     with in_thread(ScriptedOllama()) as server:
+        environment = {**no_driver_env(), "CHIMERA_HOME": os.environ["CHIMERA_HOME"]}
         watch = subprocess.Popen(
             [sys.executable, "-m", "chimera", "doctor", "--server", server.url, "--watch", "--json", "--seconds", "1"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env={**os.environ, **no_driver_env(),
-                                                                              "CHIMERA_HOME": os.environ["CHIMERA_HOME"]},
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=environment,
+        )
         try:
             assert watch.stdout is not None
             lines = [json.loads(watch.stdout.readline()) for _ in range(2)]

@@ -127,7 +127,7 @@ def test_samples_of_before_a_sleep_are_moved_onto_the_clock_of_after_it(journal:
     assert evidence.clock_offset_s == OFFSET + slept
     assert [one.at - 500.0 for one in evidence.gpu_samples] == [-slept, 1 - slept, 2.0]
     assert evidence.resumed_at == WALL + slept + 2
-    assert [one.at for one in evidence.host_samples][0] == pytest.approx(500.01 - slept)
+    assert evidence.host_samples[0].at == pytest.approx(500.01 - slept)
 
 
 def test_evidence_holds_what_the_run_met_and_where_its_samples_lie(journal: Journal) -> None:

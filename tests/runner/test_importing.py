@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from math import exp
@@ -706,3 +709,48 @@ def test_the_body_of_show_tells_the_model(tmp_path: Path) -> None:
         broken.write_text(text)
         with pytest.raises(ConfigError, match=r"show\.json"):
             model_of(broken)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def _chimera(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "chimera", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env=dict(os.environ),
+    )
+
+
+def test_the_command_prints_the_document_of_the_run_it_made(journal: Journal, tmp_path: Path) -> None:
+    path = _csv(tmp_path, _rounds({60: 100.0, 80: 100.0, 10: 60.0}))
+    show = ["--blocks", "34", "--vision", "--trained-ctx", "131072"]
+    done = _chimera("runs", "import", str(path), *show, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["run"]["kind"] == "import"
+    assert [trial["merged"] for trial in facts["trials"]] == [["c1"], []]
+    assert facts["trials"][0]["effective"] == {"num_gpu": 35}
+    assert "num_gpu 60 and 80 are one setting" in done.stdout
+    assert "compared with num_gpu=60" in done.stderr
+    shown = json.loads(_chimera("runs", "show", facts["run"]["id"], "--json").stdout)
+    assert shown["verdicts"] == facts["verdicts"]
+    assert shown["trials"] == facts["trials"]
+
+
+def test_a_file_of_void_rows_is_exit_code_5_and_a_broken_one_2(journal: Journal, tmp_path: Path) -> None:
+    rows = [dict(row, error="refused") for row in _rounds({1: 9.0, 2: 9.0})]
+    void = _chimera("runs", "import", str(_csv(tmp_path, rows)), "--json")
+    assert void.returncode == 5, void.stderr
+    assert json.loads(void.stdout)["counts"]["valid"] == 0
+    broken = _chimera("runs", "import", str(_csv(tmp_path, [{"num_gpu": "x", "decode_tok_s": 1}])))
+    assert broken.returncode == 2
+    assert "column num_gpu" in broken.stderr
+    assert "Traceback" not in broken.stderr
+    both = _chimera("runs", "import", str(tmp_path / "set.csv"), "--model-info", "x.json", "--blocks", "3")
+    assert both.returncode == 2
+    assert "--model-info" in both.stderr

@@ -7,10 +7,12 @@ is the client's own stamp, of which no two runs are alike, so that metric is com
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,12 +25,15 @@ from chimera.domain.options import Options
 from chimera.domain.run import Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
+from chimera.model.shape import ModelShape
 from chimera.runner.follow import Follower
 from chimera.runner.launch import start_worker
 from chimera.runner.planning import Survey, create_study, create_validation, sketch
 from chimera.runner.putback import put_back
+from chimera.runner.tune import create_tune
 from chimera.store.document import document
 from chimera.store.journal import Journal
+from chimera.tuning.estimate import Pace
 from tests.backends.scripted import Answer, Exchange, FakeModel, ScriptedOllama, in_thread
 
 from .test_worker import chimera, facts_of, journal, wait_until
@@ -234,6 +239,14 @@ def refuses_in_short_windows(server: ScriptedOllama) -> Answer:
     return answer
 
 
+class Reborn(ScriptedOllama):
+    """Comes back where another one was."""
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        self.url = f"http://127.0.0.1:{self.port}"
+
+
 def test_a_server_that_goes_away_and_comes_back_does_not_end_the_run(journal: Journal, tmp_path: Path) -> None:
     server = ScriptedOllama(decode_s=0.002)
     with in_thread(server):
@@ -242,7 +255,7 @@ def test_a_server_that_goes_away_and_comes_back_does_not_end_the_run(journal: Jo
         wait_until(lambda: len(done_sessions(journal, run)) >= 4, 30)
     port = server.port
     wait_until(lambda: any("waiting for the server" in one.text for one in journal.events(run.id)), 30)
-    again = ScriptedOllama(decode_s=0.002)
+    again = Reborn(decode_s=0.002)
     again.port = port
     with in_thread(again):
         child.wait(60)
@@ -416,3 +429,139 @@ def test_a_validation_repeats_the_winner_against_the_default_on_fresh_rounds(jou
     assert summary.returncode == 0
     assert "better than the default" in summary.stdout
     assert {one.seq for one in journal.sessions(again.id)} == set(range(1, 17))
+
+
+def test_layers_beyond_the_model_are_one_candidate_and_the_plan_says_so_before_it_starts(journal: Journal) -> None:
+    large = FakeModel(name="gemma3:4b", block_count=34, trained_ctx=131_072)
+    with in_thread(ScriptedOllama(models=(large,))) as server:
+        done = chimera(
+            "sweep", "--server", server.url, "--num-gpu", "60,80,120", "--seed", "9", "--dry-run", "--json"
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert server.loads == [], "a plan loads nothing on a server that is not ours"
+    plan = facts_of(done)
+    assert plan["schema_version"] == 1
+    assert plan["seed"] == 9
+    assert [one["candidate"] for one in plan["candidates"]] == ["c0", "c1"]
+    (only,) = [one for one in plan["candidates"] if one["role"] == "candidate"]
+    assert only["requested"] == {"num_gpu": 60}
+    assert only["effective"]["num_gpu"] == 35
+    assert only["merged"] == ["c2", "c3"]
+    assert "num_gpu 60, 80 and 120 are one setting on a model of 34 layers" in only["notes"]
+    assert [(one["requested"], one["into"]) for one in plan["merged"]] == [
+        ({"num_gpu": 80}, "c1"),
+        ({"num_gpu": 120}, "c1"),
+    ]
+    assert plan["rounds"] == {"preflight": 6, "screening": 0, "confirmation": 32}
+    assert plan["estimate"]["sessions"] == 6 + 2 * 32
+    assert plan["estimate"]["sessions_least"] == 6 + 2 * 8
+    assert plan["smallest_effect"] is None
+    assert "after the preflight" in plan["words"]
+    assert journal.runs() == [], "nothing was started"
+
+
+def test_a_later_plan_knows_time_and_noise_from_an_earlier_run(journal: Journal) -> None:
+    stage = Stage(journal, {}, sd=0.01)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=2, confirm=False, preflight=6)
+        stage.run_id = run.id
+        assert finish(journal, run).state == "done"
+        typed = ("--num-thread", "1,2", "--prompt-tokens", "6", "--output-tokens", "8", "--dry-run", "--json")
+        plan = facts_of(chimera("sweep", "--server", server.url, *typed))
+        other = facts_of(chimera("sweep", "--server", server.url, *typed, "--output-tokens", "64"))
+    assert plan["noise"] == journal.run(run.id).plan["standing"]["noise"]
+    assert plan["estimate"]["seconds"] > 0
+    assert 0.02 < plan["smallest_effect"] < 0.2
+    assert 8 <= plan["rounds"]["confirmation"] <= 32
+    assert other["noise"] is None, "an answer of another length is another workload"
+
+
+def test_the_vram_forecast_rules_out_what_cannot_fit() -> None:
+    blocks = 34
+    shape = ModelShape(
+        architecture="llama", block_count=blocks, embedding_length=2560, head_count=8, head_count_kv=(4,) * blocks,
+        key_length=256, value_length=256, key_length_swa=256, value_length_swa=256, trained_ctx=131_072,
+        weight_bytes=3_000_000_000, token_embd_bytes=280_000_000, lookup_bytes=280_000_000, output_bytes=280_000_000, block_bytes=(80_000_000,) * blocks,
+    )  # fmt: skip
+    known = Survey(
+        ServerInfo("llama_server", "http://127.0.0.1:1"), ModelInfo("m", block_count=blocks), shape,
+        Options(num_ctx=4096, num_gpu=0), 1, 4e9, 4e9,
+    )  # fmt: skip
+    drawn = sketch("sweep", known, {"num_gpu": (0, 35), "num_ctx": (4096, 131_072)}, SMALL, seed=1)
+    said = drawn.as_dict()
+    out = {one["candidate"]: one["reason"] for one in said["ruled_out"]}
+    assert list(out) == ["c4"]
+    assert "GiB" in out["c4"]
+    assert "c4" not in [one["candidate"] for one in said["candidates"]]
+
+
+def test_a_space_of_over_24_settings_is_searched_in_cohorts_of_different_effects(journal: Journal) -> None:
+    stage = Stage(journal, {1: 1.0, 2: 1.05, 3: 1.10}, sd=0.003)
+    axes = {"num_gpu": (5, 10, 15, 19, 60), "num_ctx": (512, 1024, 2048), "num_thread": (1, 2, 3)}
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        drawn = sketch("sweep", known_of(server), axes, SMALL, seed=4, preflight=3, rounds=3)
+        assert drawn.plan.cohorts_planned == 4
+        drawn = replace(drawn, plan=replace(drawn.plan, cohorts_planned=2, confirm_rounds=3))
+        run = create_study(journal, Target("ollama", url=server.url, assume_yes=True), drawn)
+        stage.run_id = run.id
+        run = finish(journal, run, 100)
+    assert run.state == "done", run.error
+    trials = [one for one in journal.trials(run.id) if one.role == "candidate"]
+    assert len(trials) == 16
+    effects = {(min(one.requested.num_gpu or 0, 19), one.requested.num_ctx, one.requested.num_thread) for one in trials}
+    assert len(effects) == 16, "60 layers and 19 are one setting on a model of 18 layers"
+    assert run.plan["result"]["recommendation"]["requested"]["num_thread"] == 3
+
+
+def test_tune_walks_the_five_steps_over_a_killed_worker_and_says_what_passed(journal: Journal) -> None:
+    stage = Stage(journal, {}, sd=0.003)
+
+    def decode_s(options: Options) -> float:
+        """More layers on the GPU are faster, and nothing else matters."""
+        return 0.02 / (1 + (options.num_gpu or 0) / 19)
+
+    server = ScriptedOllama(decode_s=decode_s, real_time=False, noise=stage, auto_layers=9, default_ctx=2048)
+    with in_thread(server):
+        run = create_tune(journal, Target("ollama", url=server.url, assume_yes=True), tuned(server), SMALL, seed=2)
+        stage.run_id = run.id
+        child = start_worker(journal, run.id)
+        wait_until(lambda: len(done_sessions(journal, run)) >= 20, 60)
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait(10)
+        done = chimera("resume", run.id, "--json")
+    assert done.returncode == 0, done.stderr
+    facts = facts_of(done)
+    stages = facts["run"]["plan"]["stages"]
+    assert [one["step"] for one in stages] == ["layers", "context", "sampling", "validation"]
+    assert all("skipped" in one or one["rules"] for one in stages)
+    assert facts["recommendation"]["requested"]["num_gpu"] == 19
+    assert "better than the default" in facts["recommendation"]["words"]
+    checks = {one["check"]: one["result"] for one in facts["validation"]}
+    assert checks == {"consistency": "pass", "vram": "unknown", "ttft": "pass"}
+    log = [one.text for one in journal.events(run.id)]
+    assert sum("step 5, consistency: pass" in line for line in log) == 1
+    assert any("Quality is not scored" in line for line in log)
+    counted = done_sessions(journal, journal.run(run.id))
+    assert len(counted) == len(set(counted))
+
+
+def tuned(server: ScriptedOllama) -> Survey:
+    """The survey of a server whose automatic layers are half of them."""
+    return replace(known_of(server), defaults=Options(num_ctx=2048, num_gpu=9))
+
+
+def test_tune_skips_what_cannot_matter_and_what_the_budget_does_not_hold(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False)) as server:
+        small = FakeModel(block_count=18, trained_ctx=256)
+        known = replace(known_of(server, small), defaults=Options(num_ctx=256), gpus=0, cores=1)
+        known = replace(known, pace=Pace(1.0, 1.0))
+        run = create_tune(
+            journal, Target("ollama", url=server.url, assume_yes=True), known, SMALL, seed=2, budget_s=20.0
+        )
+        run = finish(journal, run)
+    assert run.state == "done", run.error
+    why = {one["step"]: one.get("skipped", "") for one in run.plan["stages"]}
+    assert "share of the budget" in why["sampling"]
+    assert "one setting here" in why["context"]
+    assert "defaults were kept" in why["validation"]
+    assert any(one.text.startswith("step 3: context window: skipped") for one in journal.events(run.id))

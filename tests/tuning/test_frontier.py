@@ -72,7 +72,18 @@ def test_each_kind_of_failure_reaches_as_far_as_its_cause_can(failure: Failure, 
     }
     out = ruled_out(settings, [("failed", failure)], list(settings))
     assert set(out) == beyond
-    assert set(out.values()) == {"failed"}
+    assert set(out.values()) <= {"failed"}
+
+
+@pytest.mark.parametrize("failure", ["load-failed", "crash", "timeout"])
+def test_a_failure_that_is_not_of_memory_says_nothing_of_other_threads_or_sampling(failure: Failure) -> None:
+    settings = {
+        "failed": Options(num_thread=1).over(BASE),
+        "threads": Options(num_thread=4).over(BASE),
+        "sampling": Options(num_thread=1, temperature=0.2).over(BASE),
+    }
+    assert ruled_out(settings, [("failed", failure)], list(settings)) == {}
+    assert set(ruled_out(settings, [("failed", "out-of-memory")], list(settings))) == {"threads", "sampling"}
 
 
 ANY = st.builds(

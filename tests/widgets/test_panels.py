@@ -243,13 +243,19 @@ def test_a_stale_reading_says_for_how_long() -> None:
 
 def test_a_lost_gpu_is_an_error_and_the_other_one_goes_on() -> None:
     state = data.gpus(2)
-    lost = replace(state.samples[1], utilization=Missing("lost", "fallen off the bus"))
+    lost = replace(state.samples[1], lost=Missing("lost", "fallen off the bus"))
     panel = GpuPanel()
     panel.update(replace(state, samples=(state.samples[0], lost)))
     for height in (20, 9, 3):
         shown = text(panel, 56, height)
         assert "! GPU lost: fallen off the bus" in shown
         assert "88 %" in shown
+
+
+def test_a_sleeping_gpu_is_no_error() -> None:
+    shown = text(gpu(lost=Missing("pending", "asleep: its power is off until something uses it")))
+    assert "asleep: its power is off" in shown
+    assert "!" not in shown
 
 
 @pytest.mark.parametrize(("margin", "sign"), [(20.0, "   71 °C"), (5.0, "▲ 71 °C"), (1.0, "! 71 °C")])

@@ -11,6 +11,7 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from chimera.widgets.chart import zoom
+from chimera.widgets.findings import FindingsPanel
 from chimera.widgets.gpu import GpuPanel
 from chimera.widgets.host import HostPanel
 from chimera.widgets.log import EventLog
@@ -37,7 +38,7 @@ class Dashboard(Screen[None]):
     AUTO_FOCUS = ""  # every key means what the footer says
     CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f", "freeze", "Freeze", tooltip="Charts stand still; readings go on"),
+        Binding("f", "freeze", "Freeze", show=False, tooltip="Charts stand still; readings go on"),
         Binding("plus,equals_sign", "zoom(1)", "Longer", show=False, tooltip="The charts show a longer time"),
         Binding("minus", "zoom(-1)", "Shorter", show=False, tooltip="The charts show a shorter time"),
         Binding("c", "course", "Chart", show=False, tooltip="What the second chart shows"),
@@ -68,6 +69,7 @@ class Dashboard(Screen[None]):
         with Horizontal(id="work"):
             yield RunPanel(id="run", hint=HINT)
             yield EventLog(id="log")
+        yield FindingsPanel(id="findings")
         yield Footer(show_command_palette=False)
 
     def paint(self, state: LiveState, now: float) -> None:
@@ -97,6 +99,10 @@ class Dashboard(Screen[None]):
             sample=state.seen,
             problem=state.problem,
         )
+        found = update.findings if update is not None else None
+        self.set_class(bool(found), "-sick")
+        if found is not None:
+            self.query_one("#findings", FindingsPanel).update(found)
         valid, cold, voids = state.counts()
         self.query_one("#run", RunPanel).update(
             update.run if update else None,

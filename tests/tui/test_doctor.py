@@ -1,0 +1,189 @@
+"""The Doctor screen: silent when healthy, worst first, from a finding to its evidence and to a run that cures it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from textual.message import Message
+
+from chimera.cli.ui import UiOptions
+from chimera.domain.finding import Cause, Evidence, Finding, Remedy
+from chimera.domain.run import RunState
+from chimera.runner.follow import Update
+from chimera.telemetry.loaded import Loaded
+from chimera.tui import feeds
+from chimera.tui.messages import RunChanged, SnapshotTaken, Told
+from chimera.tui.screens import doctor
+from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.doctor import Doctor, Examined, RunBegun
+from tests.widgets.screens import screen_text
+
+from .quiet import QuietApp, snapshot, until, update
+
+RATE = Evidence(
+    "decode rate", 40.0, threshold=85.0, window_s=60.0, unit="tok/s", via="own timings",
+    series=tuple((float(second), 40.0 + second % 3) for second in range(60)),
+)  # fmt: skip
+OFFLOAD = Finding(
+    "cpu-offload", "warn", "A part of the model [lies] on the CPU", (RATE,), cause="cpu-offload/layers-asked",
+    causes=(Cause("cpu-offload/layers-asked", "fewer layers were asked for", speaks_for=(RATE,), share=0.9),),
+    remedies=(Remedy("All layers on the GPU.", {"num_gpu": 35}), Remedy("A smaller model.")),
+)  # fmt: skip
+NOISE = Finding("measurement-noise", "notice", "Rates scatter", (Evidence("scatter", 0.08, threshold=0.05),))
+
+
+def judged(*findings: Finding, state: RunState = "done") -> Update:
+    return replace(update(state, first=True), findings=findings)
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Callable[[], None]]]:
+    """Threads that would have been started, by name."""
+    kept: list[tuple[str, Callable[[], None]]] = []
+    monkeypatch.setattr(feeds, "begin", lambda name, post, work: kept.append((name, work)))
+    return kept
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_the_findings_are_shown_worst_first_and_open_to_their_evidence(
+    size: tuple[int, int], begun: list[object]
+) -> None:
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(judged(NOISE, OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        text = screen_text(app)
+        assert text.index("A part of the model [lies]") < text.index("Rates scatter")
+        await pilot.press("enter")
+        await until(pilot, lambda: "fewer layers were asked for" in screen_text(app) or size[1] < 30)
+        await until(pilot, lambda: "decode rate" in screen_text(app))
+        assert any("\u2801" <= char <= "\u28ff" for char in screen_text(app)), "the curve behind the figure is drawn"
+        await pilot.press("escape")
+        await until(pilot, lambda: "Rates scatter" in screen_text(app))
+        assert isinstance(app.screen, Doctor)
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Doctor))
+
+
+async def test_a_healthy_run_is_silent(begun: list[object]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(state="running")))
+        await pilot.pause()
+        app.paint()
+        await pilot.pause()
+        assert "Findings" not in screen_text(app), "the dashboard has no panel for nothing"
+        await pilot.press("d")
+        await until(pilot, lambda: "nothing was found" in screen_text(app))
+
+
+async def test_a_finding_shows_on_the_dashboard_too(begun: list[object]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD, state="running")))
+        await pilot.pause()
+        app.paint()
+        await until(pilot, lambda: "A part of the model" in screen_text(app))
+
+
+async def test_without_a_run_this_moment_is_judged(begun: list[tuple[str, Callable[[], None]]]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(SnapshotTaken(snapshot()))
+        await pilot.pause()
+        await pilot.press("d")
+        await until(pilot, lambda: [name for name, _ in begun] == ["examination"])
+        assert "not checked yet" in screen_text(app)
+        begun[0][1]()
+        await until(pilot, lambda: "this moment: " in screen_text(app) and "not checked" not in screen_text(app))
+
+
+async def test_a_remedy_is_tried_after_one_question(begun: list[tuple[str, Callable[[], None]]]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD, NOISE)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        assert "num_gpu=35" in screen_text(app)
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        assert begun == []
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
+
+
+async def test_nothing_is_tried_where_there_is_no_setting_or_the_run_goes_on(begun: list[object]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(NOISE)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("f")
+        await pilot.pause()
+        assert isinstance(app.screen, Doctor)
+        app.post_message(RunChanged(judged(OFFLOAD, state="running")))
+        await pilot.pause()
+        app.paint()
+        await pilot.press("f")
+        await pilot.pause()
+        assert isinstance(app.screen, Doctor)
+        assert begun == []
+
+
+async def test_a_ui_that_may_only_read_tries_nothing(begun: list[object]) -> None:
+    app = QuietApp(UiOptions(embedded=True, read_only=True))
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        for key in ("f", "h"):
+            await pilot.press(key)
+            await pilot.pause()
+            assert isinstance(app.screen, Doctor)
+        assert begun == []
+
+
+def test_the_examination_of_a_moment_is_made_of_its_readings() -> None:
+    posted: list[Message] = []
+    doctor.examine(posted.append, (snapshot(), snapshot()), Loaded(), 0.0)
+    [message] = posted
+    assert isinstance(message, Examined)
+
+
+def test_the_bundle_key_writes_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    posted: list[Message] = []
+    file = tmp_path / "evidence.md"
+    doctor.write(posted.append, file, None, (snapshot(),), Loaded(), 0.0)
+    assert [type(one) for one in posted] == [Told]
+    assert file.read_text(encoding="utf-8").startswith("# Evidence from Chimera")
+    assert json.loads(file.with_name("evidence.md.json").read_text(encoding="utf-8"))["kind"] == "chimera-evidence"
+    doctor.write(posted.append, tmp_path / "no" / "such" / "place.md", None, (snapshot(),), Loaded(), 0.0)
+    assert isinstance(posted[-1], Told)
+    assert posted[-1].level == "error"
+
+
+def test_a_command_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    posted: list[Message] = []
+    doctor.start(posted.append, ["doctor", "--apply", "1", "--detach", "--json"])
+    [message] = posted
+    assert isinstance(message, Told)
+    assert "There is no run" in message.text
+    assert not isinstance(message, RunBegun)
+
+
+def test_text_from_servers_is_no_markdown_on_the_page() -> None:
+    nasty = replace(OFFLOAD, title="[click](http://x) **now** `rm`")
+    assert "[click](http" not in doctor.page(nasty)
+    assert "\\[click\\]" in doctor.page(nasty)
+    assert "## What it means" in doctor.page(nasty)

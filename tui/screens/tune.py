@@ -1,0 +1,474 @@
+"""Tune: pick what is compared, see the plan before it starts, then the comparison as it goes on.
+
+SciPy and Optuna never run in this process: plans and starts are the command line's own, in processes of their own, and
+verdicts are read from the journal.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import Screen
+from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets.option_list import Option
+
+from chimera.domain.options import OPTION_NAMES
+from chimera.domain.run import Run, Target, Trial
+from chimera.domain.text import plain
+from chimera.domain.verdict import Metric, Verdict
+from chimera.runner.follow import Compared, Update
+from chimera.widgets import format
+from chimera.widgets.progress import STAGES
+from chimera.widgets.progress import STATES as RUN_STATES
+from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
+
+from .ask import Answer, Ask
+
+if TYPE_CHECKING:
+    from ..app import ChimeraApp
+    from ..state import LiveState
+
+OBJECTIVES: dict[str, tuple[Metric, str]] = {
+    "rate": ("decode_tok_s", "tok/s"),
+    "ttft": ("ttft_s", "TTFT"),
+    "completion": ("completion_s", "completion"),
+    "vram": ("vram_bytes", "VRAM"),
+    "energy": ("energy_j_per_token", "J/token"),
+}
+"""What the command line calls each objective, what the journal calls it, and the heading of its column."""
+HINT = (
+    "Space takes a parameter with values that fit the model, enter types them (like 0,9,18,all).\n"
+    "Then p shows the plan: what really differs, what will not fit, how long it takes and what can be seen."
+)
+
+
+class Tune(Screen[None]):
+    """A form and its plan; during a comparison the table of its candidates."""
+
+    CSS_PATH = "tune.tcss"
+    HELP: ClassVar[str | None] = """\
+## Tune
+
+Each candidate is measured in turns with the server's defaults, in a random order in every round, so that a machine that
+warms up or slows down favours none. A verdict comes with the interval in which the true effect lies. Where none is
+better, the default stays: differences that are noise are not recommended.
+"""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("p", "plan", "Plan", tooltip="What would be measured, and what it could show"),
+        Binding("s", "start", "Start", tooltip="Start the comparison; it outlives this screen"),
+        Binding("space", "space", "Take/Pause", tooltip="Take a parameter; pause or resume a comparison"),
+        Binding("a", "apply", "Apply", tooltip="Put the recommendation to use, and prove it"),
+        Binding("n", "new", "New", tooltip="Plan another comparison"),
+        Binding("escape,t", "leave", "Back"),
+    ]
+
+    def __init__(self, state: LiveState) -> None:
+        super().__init__()
+        self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+        self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+        self._state = state
+        self._values: dict[str, str] = {}
+        self._objective = "rate"
+        self._typing: str | None = None
+        """The option whose values are typed, or `apply`."""
+        self._drawn: dict[str, Any] | None = None
+        """The plan on the screen, as the command line gave it."""
+        self._planning = False
+        self._left: str | None = None
+        """A run that the user has turned away from, to plan another one."""
+        self._about = ""
+
+    def compose(self) -> ComposeResult:
+        """The form above its plan; the table above its plot."""
+        with Vertical(id="form"):
+            axes = OptionList(id="axes", markup=False)
+            axes.border_title = "Compare"
+            yield axes
+            yield Input(id="values")
+            with VerticalScroll(id="paper"):
+                yield Static(HINT, id="plan", markup=False)
+        with Vertical(id="live"):
+            yield Static(id="about", markup=False)
+            yield TrialTable(id="table")
+            yield IntervalPlot(id="plot")
+        yield Footer(show_command_palette=False)
+
+    def on_mount(self) -> None:
+        """Show what is known."""
+        self.query_one("#paper", VerticalScroll).border_title = "Plan"
+        self._list()
+        self.paint(self._state, 0.0)
+        self.query_one("#table" if self.has_class("-live") else "#axes").focus()
+
+    @property
+    def chimera(self) -> ChimeraApp:
+        """The app, by its own type."""
+        from ..app import ChimeraApp
+
+        assert isinstance(self.app, ChimeraApp)
+        return self.app
+
+    # The comparison that goes on -------------------------------------------------------------------------------------
+
+    @property
+    def compared(self) -> Update | None:
+        """The followed run where it is a comparison that the user has not turned away from."""
+        update = self._state.update
+        if update is None or update.compared is None or update.run.id == self._left:
+            return None
+        return update
+
+    def paint(self, state: LiveState, now: float) -> None:
+        """Show the newest of everything; what did not change is not drawn again."""
+        self._state = state
+        update = self.compared
+        live = update is not None
+        if live != self.has_class("-live"):
+            self.set_class(live, "-live")
+            self.query_one("#table" if live else "#axes").focus()
+        if update is None or update.compared is None:
+            return
+        said = about(update)
+        if said != self._about:
+            self._about = said
+            self.query_one("#about", Static).update(plain(said, one_line=False))
+        heading = next(name for metric, name in OBJECTIVES.values() if metric == update.compared.metric)
+        self.query_one("#table", TrialTable).update(views(update, update.compared), metric=heading)
+        rules = _rules(update.run)
+        labels = {trial.candidate: str(trial.requested) for trial in update.trials}
+        self.query_one("#plot", IntervalPlot).update(
+            update.compared.verdicts, band=float(rules.get("band", 0.02)), labels=labels
+        )
+
+    # The form --------------------------------------------------------------------------------------------------------
+
+    def _list(self) -> None:
+        picker = self.query_one("#axes", OptionList)
+        at = picker.highlighted or 0
+        picker.clear_options()
+        picker.add_option(Option(f" {'objective':16} {self._objective}", id="objective"))
+        for name in OPTION_NAMES:
+            picker.add_option(Option(f" {name:16} {plain(self._values.get(name, '–'))}", id=name))
+        picker.highlighted = at
+
+    @property
+    def _chosen(self) -> str:
+        picker = self.query_one("#axes", OptionList)
+        option = picker.get_option_at_index(picker.highlighted or 0)
+        return option.id or ""
+
+    def action_space(self) -> None:
+        """Take a parameter or leave it; during a comparison pause it or go on."""
+        if self.has_class("-live"):
+            self.chimera.action_pause()
+            return
+        name = self._chosen
+        if name == "objective":
+            names = list(OBJECTIVES)
+            self._objective = names[(names.index(self._objective) + 1) % len(names)]
+        elif name in self._values:
+            del self._values[name]
+        else:
+            self._values[name] = "auto"
+        self._changed()
+
+    @on(OptionList.OptionSelected, "#axes")
+    def _picked(self, event: OptionList.OptionSelected) -> None:
+        name = event.option_id or ""
+        if name == "objective":
+            self.action_space()
+            return
+        self._ask(name, self._values.get(name, ""), f"values of {name}, separated by commas; empty leaves it out")
+
+    def _ask(self, what: str, value: str, placeholder: str) -> None:
+        self._typing = what
+        line = self.query_one("#values", Input)
+        line.placeholder, line.value = placeholder, value
+        self.add_class("-typing")
+        line.focus()
+
+    @on(Input.Submitted, "#values")
+    def _typed(self, event: Input.Submitted) -> None:
+        what, text = self._typing, event.value.strip()
+        self._stop_typing()
+        if what == "apply":
+            if text:
+                self._apply(text)
+        elif what is not None:
+            self._values.pop(what, None)
+            if text:
+                self._values[what] = text
+            self._changed()
+
+    def _stop_typing(self) -> None:
+        self._typing = None
+        self.remove_class("-typing")
+        self.query_one("#table" if self.has_class("-live") else "#axes").focus()
+
+    def _changed(self) -> None:
+        self._drawn = None
+        self._list()
+        self._say(HINT if not self._values else "p shows the plan of this.")
+
+    def _say(self, text: str) -> None:
+        self.query_one("#plan", Static).update(plain(text, one_line=False))
+
+    # Plan, start, apply ----------------------------------------------------------------------------------------------
+
+    def _arguments(self) -> list[str]:
+        """The comparison as the command line takes it."""
+        target = self._state.target
+        assert target is not None
+        typed = [part for name in OPTION_NAMES if name in self._values for part in (_flag(name), self._values[name])]
+        return ["sweep", *typed, "--objective", self._objective, *server_flags(target)]
+
+    def _ready(self) -> bool:
+        if self._state.target is None:
+            self._say(f"{self._state.explanation} Press m to pick a server.")
+        elif not self._values:
+            self._say(HINT)
+        else:
+            return True
+        return False
+
+    def action_plan(self) -> None:
+        """Draw the plan, in a process of its own."""
+        if not self.has_class("-live") and not self._planning and self._ready():
+            self._plan()
+
+    @work(exit_on_error=False, group="plan", exclusive=True)
+    async def _plan(self) -> None:
+        self._planning = True
+        self._say("looking at the server and drawing the plan …")
+        try:
+            code, out, err = await ask_chimera(*self._arguments(), "--dry-run", "--json")
+        finally:
+            self._planning = False
+        if code:
+            self._say(_last(err))
+            return
+        self._drawn = json.loads(out)
+        self._say(plan_text(self._drawn))
+
+    def action_start(self) -> None:
+        """Start what was planned."""
+        if self.has_class("-live") or not self._ready() or self.chimera._may_not("start a comparison"):
+            return
+        if self._drawn is None:
+            self._say("p first: a comparison starts from a plan that was seen.")
+            return
+        self._start(int(self._drawn["seed"]))
+
+    @work(exit_on_error=False, group="start", exclusive=True)
+    async def _start(self, seed: int) -> None:
+        target = self._state.target
+        assert target is not None
+        if target.kind == "ollama" and not self._state.reload_agreed:
+            yes = await self.app.push_screen_wait(
+                Ask(
+                    "A comparison makes the server load its model again and again; other clients wait meanwhile. Its "
+                    "present settings are put back at the end.",
+                    (
+                        Answer("y", "yes", "go on; do not ask again until I leave"),
+                        Answer("n", "no", "leave the server as it is"),
+                    ),
+                    title="This server is not Chimera's",
+                )
+            )
+            if yes != "yes":
+                return
+            self._state.reload_agreed = True
+        self._say("starting …")
+        agreed = ["--yes"] if self._state.reload_agreed else []
+        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
+        if code:
+            self._say(_last(err))
+            return
+        self._left = None
+        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+
+    def action_apply(self) -> None:
+        """Ask for a name, then put the recommendation to use."""
+        update = self.compared
+        if update is None or self.chimera._may_not("apply settings"):
+            return
+        best: dict[str, Any] = (update.run.plan.get("result") or {}).get("recommendation") or {}
+        if update.run.state != "done":
+            self.notify("The comparison goes on: what is best is known at its end.", markup=False)
+        elif not best or best.get("keep_default"):
+            self.notify(plain(str(best.get("words", "Nothing is recommended."))), markup=False)
+        else:
+            self._ask("apply", "", "a name for it: of the derived model, or of a preset of yours")
+
+    @work(exit_on_error=False, group="apply", exclusive=True)
+    async def _apply(self, name: str) -> None:
+        update = self.compared
+        if update is None:
+            return
+        self.chimera.tell(f"applying what run {update.run.id} recommends as {plain(name)} …")
+        code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
+        if code not in {0, 1}:
+            self.chimera.tell(_last(err), "error")
+            return
+        said = json.loads(out)
+        self.chimera.tell(f"{said['words']} {(said.get('applied') or {}).get('made') or ''}".strip(), "notice")
+
+    def action_new(self) -> None:
+        """Turn away from the run on the screen; it goes on."""
+        if self.compared is not None:
+            self._left = self.compared.run.id
+            self.paint(self._state, 0.0)
+
+    def action_leave(self) -> None:
+        """Out of the line being typed, else back."""
+        if self._typing is not None:
+            self._stop_typing()
+        else:
+            self.dismiss()
+
+
+async def ask_chimera(*arguments: str) -> tuple[int, str, str]:
+    """The command line in a process of its own: exit code, stdout, stderr. Ends it where nobody waits any more."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "chimera",
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        out, err = await process.communicate()
+    except asyncio.CancelledError:
+        process.terminate()
+        raise
+    return process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def server_flags(target: Target) -> list[str]:
+    """A target as the command line names it."""
+    if target.kind == "embedded":
+        return ["--embedded"]
+    if target.command:
+        import shlex
+
+        return ["--start", shlex.join(target.command)]
+    return ["--server", target.url or "", *(["--model", target.model] if target.model else [])]
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _last(err: str) -> str:
+    lines = [line for line in err.strip().splitlines() if line.strip()]
+    return lines[-1] if lines else "The command line gave no answer."
+
+
+def _rules(run: Run) -> Mapping[str, Any]:
+    """The rules of the stage in work, or of the last one."""
+    stages: list[dict[str, Any]] = run.plan.get("stages", [run.plan])
+    found: Mapping[str, Any] = next((one["rules"] for one in reversed(stages) if "rules" in one), {})
+    return found
+
+
+def plan_text(drawn: Mapping[str, Any]) -> str:
+    """A plan for a person, from the document of `sweep --dry-run --json`."""
+    lines = []
+    asked = {one["candidate"]: one["requested"] for one in drawn["merged"]}
+    for one in drawn["candidates"]:
+        lines.append(f"{one['candidate']:4} {one['role']:9} {_options(one['requested'])}")
+        for name in one["merged"]:
+            lines.append(f"     the same: {name} {_options(asked.get(name, {}))}")
+        lines += [f"     {note}" for note in one["notes"]]
+    lines += [f"{one['candidate']:4} not run: {one['reason']}" for one in drawn["ruled_out"]]
+    if drawn["cohorts"]:
+        lines.append(f"A large space: {drawn['cohorts']} cohorts of 8 are proposed and screened.")
+    rounds, cost = drawn["rounds"], drawn["estimate"]
+    parts = [f"{rounds['preflight']} sessions for the noise"] if rounds["preflight"] else []
+    parts += [f"{rounds['screening']} rounds that choose"] if rounds["screening"] else []
+    parts += [f"at most {rounds['confirmation']} rounds that decide"] if rounds["confirmation"] else []
+    lines += ["", f"{', '.join(parts)}; at most {cost['sessions']} sessions, {cost['requests']} requests."]
+    if cost["seconds"] is not None:
+        lines.append(f"About {format.duration(cost['seconds_least'])} to {format.duration(cost['seconds'])}.")
+    lines += [str(drawn["words"]), "", "s starts it."]
+    return "\n".join(lines)
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in options.items()) or "server defaults"
+
+
+def about(update: Update) -> str:
+    """Where a comparison stands, in at most three lines."""
+    run, progress = update.run, update.progress
+    standing: Mapping[str, Any] = run.plan.get("standing") or {}
+    first = [f"{run.kind} {run.id}", RUN_STATES[run.state][0]]
+    if run.state in {"running", "paused"} and progress is not None:
+        first.append(f"session {progress.session} of {progress.sessions}" if progress.sessions else "")
+        first.append(f"{progress.candidate} {STAGES[progress.stage]}".strip())
+        first.append(f"{format.duration(progress.eta_s)} left" if progress.eta_s is not None else "")
+        first.append(progress.text)
+    stages = [one["title"] for one in run.plan.get("stages", []) if "rules" in one]
+    lines = [" · ".join(part for part in (*first, stages[-1] if stages else "") if part)]
+    if standing.get("noise"):
+        lines.append(str(standing["words"]))
+    best = (run.plan.get("result") or {}).get("recommendation")
+    if best and run.state == "done":
+        lines.append(f"{best['words']}{'' if best['keep_default'] else ' a applies it.'}")
+    return "\n".join(lines)
+
+
+def views(update: Update, compared: Compared) -> list[TrialView]:
+    """The candidates as the table shows them."""
+    standing: Mapping[str, Any] = update.run.plan.get("standing") or {}
+    rows: dict[str, Verdict] = {row.candidate: row for row in compared.verdicts}
+    active = update.progress.candidate if update.progress is not None and update.run.state == "running" else None
+    shown = []
+    for trial in update.trials:
+        name = trial.candidate
+        state, note = _state(trial, standing, active, compared.sessions.get(name, 0), rows.get(name))
+        shown.append(
+            TrialView(
+                trial=trial,
+                sessions=compared.sessions.get(name, 0),
+                void=compared.void.get(name, 0),
+                statistic=compared.figures.get(name),
+                verdict=rows.get(name),
+                state=state,
+                note=note,
+            )
+        )
+    for name, reason in (update.run.plan.get("ruled_out") or {}).items():
+        shown.append(TrialView(Trial(name, "candidate", _asked(update.run, name)), state="ruled-out", note=reason))
+    return shown
+
+
+def _asked(run: Run, name: str) -> Any:
+    from chimera.domain.options import Options
+
+    return Options.of(run.plan.get("asked", {}).get(name, {}))
+
+
+def _state(
+    trial: Trial, standing: Mapping[str, Any], active: str | None, sessions: int, row: Verdict | None
+) -> tuple[TrialState, str]:
+    name = trial.candidate
+    if name in standing.get("failed", {}):
+        return "failed", str(standing["failed"][name])
+    if name in standing.get("unlaunched", {}):
+        return "ruled-out", f"needs as much as {standing['unlaunched'][name]}"
+    if name in standing.get("dropped", {}):
+        return "dropped", str(standing["dropped"][name])
+    if name == active:
+        return "running", ""
+    return ("done", "") if sessions and row is not None else ("done" if sessions else "waiting", "")
