@@ -22,6 +22,8 @@ AT_ONCE = 4
 WAIT_S = 40.0
 """For a screen, with others starting at the same time on a small machine."""
 LEAVE_S = 2.0
+CROWDED_S = 6.0
+"""The same while other sessions start on the same two cores."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ PLAYS: dict[str, Play] = {
     "older_counters": Play((r"slowed +▲ heat \d\d %",)),
     "garbage": Play(
         (r"util +n/a: unsupported", r"VRAM +n/a", r"temp +n/a", r"power +n/a", r"SM n/a"),
-        (r"429496", r"184467", r"991 %", r"util +0", r"temp +0", r"power +0"),
+        (r"429496", r"184467", r"util +991", r"util +0", r"temp +0", r"power +0"),
     ),
     "xid_79": Play((LOST, r"Xid 79: the GPU has fallen off the bus", r"2 alerts: l"), params={"at": 1}),
     "heating": Play((r"temp +[45]\d °C",)),
@@ -183,21 +185,23 @@ def test_the_screen_tells_the_reading_or_its_reason(name: str, plays: dict[str, 
     for pattern in (*NOWHERE, *PLAYS[name].never):
         assert not re.search(pattern, shown.screen), f"{pattern} is on the screen:\n{shown.screen}"
     assert shown.moved, f"the readings stood still:\n{shown.screen}"
-    assert shown.answered_s < LEAVE_S
-    assert shown.left_s < LEAVE_S
+    assert shown.answered_s < CROWDED_S
+    assert shown.left_s < CROWDED_S
 
 
 @pytest.mark.embedded
-def test_a_driver_that_hangs_delays_neither_keys_nor_leaving(tmp_path: Path) -> None:
+@pytest.mark.parametrize("delay_ms", [20, 500, 3000])
+def test_slow_driver_calls_delay_neither_keys_nor_leaving(delay_ms: int, tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
-    env = environment("one_gpu", Play((), params={"delay_ms": 3000}))
+    env = environment("one_gpu", Play((), scenario="one_gpu", params={"delay_ms": delay_ms}))
     try:
         terminal.open("one", f"sh -c '{CHIMERA} --embedded --read-only; echo LEFT $?; sleep 60'", env=env)
-        terminal.wait("one", lambda text: "Reading the GPUs" in text and "gemma" in text, WAIT_S)
+        terminal.wait("one", lambda text: "Throughput" in text and "gemma" in text, WAIT_S)
+        time.sleep(1.0)  # the rest of the start
         assert timed(terminal, "one", "f", "frozen", 10) < 0.5
         assert timed(terminal, "one", "l", "Nothing has gone wrong", 10) < 0.5
         terminal.press("one", "Escape")
-        time.sleep(0.2)
+        time.sleep(0.3)
         assert timed(terminal, "one", "q", "LEFT 0", 10) < LEAVE_S
     finally:
         terminal.tmux("kill-server", check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import time
@@ -25,23 +26,19 @@ from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 from chimera.telemetry.loaded import changed_models
 
-from . import feeds, requests
+from . import feeds, requests, screens
 from .messages import (
     Inspected,
     LeftChanged,
     ModelsListed,
+    RunBegun,
     RunChanged,
     ServerSeen,
     ServersFound,
     SnapshotTaken,
     Told,
 )
-from .screens.alerts import Alerts
-from .screens.ask import Answer, Ask
 from .screens.dashboard import Dashboard
-from .screens.doctor import Doctor, RunBegun
-from .screens.help import Help
-from .screens.servers import PickServer
 from .state import ACTIVE, LiveState
 
 
@@ -50,7 +47,8 @@ def open_ui(options: UiOptions) -> int:
     app = ChimeraApp(options)
     app.run()
     if app.journal_thread is not None:
-        app.journal_thread.join(feeds.LEAVE_S)
+        app.journal_thread.join(feeds.LEAVE_S if app.journal.busy else feeds.CLOSE_S)
+    gc.freeze()  # the search for cycles at the interpreter's end takes most of a second
     if app.farewell:
         sys.stdout.write(f"{app.farewell}\n")
     return app.return_code or 0
@@ -71,6 +69,7 @@ class ChimeraApp(App[None]):
         Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
         Binding("x", "stop", "Stop", id="stop", tooltip="Stop the run; what was measured is kept"),
         Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
+        Binding("t", "tune", "Tune", id="tune", tooltip="Compare settings, and see what is really better"),
         Binding("d", "doctor", "Doctor", id="doctor", tooltip="What is wrong, why, and what helps"),
         Binding("l", "alerts", "Alerts", id="alerts", tooltip="What went wrong, also while nobody looked"),
         Binding("question_mark", "help", "Help", key_display="?", id="help"),
@@ -99,6 +98,7 @@ class ChimeraApp(App[None]):
     def start_feeds(self) -> None:
         """Everything that needs heavy imports begins here, after the first paint."""
         feeds.begin("telemetry", self.post, self.telemetry.run)
+        feeds.begin("screens", self.post, screens.load)
         self.journal_thread = feeds.begin("journal", self.post, self.journal.run)
         if self.state.target is None:
             self.look_for_servers(self.options.server)
@@ -189,12 +189,12 @@ class ChimeraApp(App[None]):
             self.choose(Target(first.kind, url=first.url, model=self.options.model))
         elif not message.found and self.state.target is None:
             self.tell(message.explanation, "warn")
-        if isinstance(self.screen, PickServer):
+        if len(self.screen_stack) > 1 and isinstance(self.screen, screens.PickServer):
             self.screen.show_servers(message)
 
     @on(ModelsListed)
     def _models_listed(self, message: ModelsListed) -> None:
-        if isinstance(self.screen, PickServer):
+        if len(self.screen_stack) > 1 and isinstance(self.screen, screens.PickServer):
             self.screen.show_models(message)
 
     @on(Inspected)
@@ -210,12 +210,12 @@ class ChimeraApp(App[None]):
         if self.options.read_only:
             return
         answer = await self.push_screen_wait(
-            Ask(
+            screens.Ask(
                 f"Run {message.run_id} was killed and could not put back the settings of {message.server_url}.",
                 (
-                    Answer("y", "yes", "put them back now"),
-                    Answer("l", "later", "ask again at the next start"),
-                    Answer("n", "never", "leave the server as it is"),
+                    screens.Answer("y", "yes", "put them back now"),
+                    screens.Answer("l", "later", "ask again at the next start"),
+                    screens.Answer("n", "never", "leave the server as it is"),
                 ),
                 title="Settings left behind",
             )
@@ -247,8 +247,9 @@ class ChimeraApp(App[None]):
         """Show the newest of everything."""
         now = time.monotonic()
         for screen in self.screen_stack:
-            if isinstance(screen, Dashboard | Alerts | Doctor) and screen.is_mounted:
-                screen.paint(self.state, now)
+            paint = getattr(screen, "paint", None)
+            if paint is not None and screen.is_mounted:
+                paint(self.state, now)
 
     def log_line(self, text: str, level: str) -> None:
         """A line in the log, now."""
@@ -293,12 +294,12 @@ class ChimeraApp(App[None]):
         if self.state.running and self.state.update is not None:
             current = self.state.update.run
             chosen = await self.push_screen_wait(
-                Ask(
+                screens.Ask(
                     f"Run {current.id} goes on. What about “{preset.title}”?",
                     (
-                        Answer("n", "queue", "run it next, after this one"),
-                        Answer("r", "replace", "stop this run (it can be resumed) and run it now"),
-                        Answer("c", "cancel", "leave things as they are"),
+                        screens.Answer("n", "queue", "run it next, after this one"),
+                        screens.Answer("r", "replace", "stop this run (it can be resumed) and run it now"),
+                        screens.Answer("c", "cancel", "leave things as they are"),
                     ),
                     title="A run goes on",
                 )
@@ -312,13 +313,13 @@ class ChimeraApp(App[None]):
         if target.kind == "ollama" and loads and not self.state.reload_agreed:
             names = ", ".join(sorted(loads))
             yes = await self.push_screen_wait(
-                Ask(
+                screens.Ask(
                     f"“{preset.title}” sets {names}. {self.state.server.title if self.state.server else 'The server'} "
                     "may have to reload its model for it; other clients wait meanwhile. Its present settings are put "
                     "back at the end of the run.",
                     (
-                        Answer("y", "yes", "go on; do not ask again until I leave"),
-                        Answer("n", "no", "leave the server as it is"),
+                        screens.Answer("y", "yes", "go on; do not ask again until I leave"),
+                        screens.Answer("n", "no", "leave the server as it is"),
                     ),
                     title="This server is not Chimera's",
                 )
@@ -345,9 +346,9 @@ class ChimeraApp(App[None]):
         if self._may_not("stop a run") or update is None or not self.state.running:
             return
         answer = await self.push_screen_wait(
-            Ask(
+            screens.Ask(
                 f"Stop run {update.run.id}? What was measured is kept, and `chimera resume {update.run.id}` goes on.",
-                (Answer("y", "stop", "stop it"), Answer("n", "no", "let it run")),
+                (screens.Answer("y", "stop", "stop it"), screens.Answer("n", "no", "let it run")),
                 title="Stop",
             )
         )
@@ -361,13 +362,17 @@ class ChimeraApp(App[None]):
             return
         if not self.state.servers:
             self.look_for_servers(None)
-        target = await self.push_screen_wait(PickServer(self.state.servers, self.state.explanation))
+        target = await self.push_screen_wait(screens.PickServer(self.state.servers, self.state.explanation))
         if target is not None:
             self.choose(target)
 
+    def action_tune(self) -> None:
+        """Compare settings."""
+        self.push_screen(screens.Tune(self.state))
+
     def action_doctor(self) -> None:
         """What is wrong, why, and what helps."""
-        self.push_screen(Doctor(self.state))
+        self.push_screen(screens.Doctor(self.state))
 
     @on(RunBegun)
     def _run_begun(self, message: RunBegun) -> None:
@@ -375,12 +380,12 @@ class ChimeraApp(App[None]):
 
     def action_alerts(self) -> None:
         """What went wrong."""
-        self.push_screen(Alerts(self.state))
+        self.push_screen(screens.Alerts(self.state))
 
     def action_help(self) -> None:
         """Keys, words, and the help of the focused panel."""
         about = next((one.HELP for one in [self.focused] if one is not None and one.HELP), None)
-        self.push_screen(Help(about))
+        self.push_screen(screens.Help(about))
 
     async def action_quit(self) -> None:
         """Leave; a run goes on."""

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 Post = Callable[["Message"], object]
 JOURNAL_S = 0.2
-LEAVE_S = 2.0
-"""Longest wait for the journal at the end."""
+LEAVE_S, CLOSE_S = 2.0, 0.3
+"""Longest wait at the end for what the journal was asked to do, and for it to close where it was asked nothing."""
 
 
 def begin(name: str, post: Post, work: Callable[[], None]) -> threading.Thread:
@@ -108,6 +108,7 @@ class JournalFeed:
     def __init__(self, post: Post) -> None:
         self._post = post
         self._asked: queue.SimpleQueue[Callable[[Journal], None]] = queue.SimpleQueue()
+        self._doing = False
         self._left = threading.Event()
         self._follow: str | None = None
         self._follower: Follower | None = None
@@ -115,6 +116,11 @@ class JournalFeed:
     def do(self, work: Callable[[Journal], None]) -> None:
         """Do something with the journal, soon, off the UI's thread; what it raises is told."""
         self._asked.put(work)
+
+    @property
+    def busy(self) -> bool:
+        """Something that was asked for is not done yet."""
+        return self._doing or not self._asked.empty()
 
     def follow(self, run_id: str | None) -> None:
         """Show this run from now on."""
@@ -147,7 +153,9 @@ class JournalFeed:
     def _serve(self, journal: Journal) -> None:
         try:
             while not self._asked.empty():
+                self._doing = True  # before it is taken out, so that `busy` never misses it
                 self._asked.get()(journal)
+            self._doing = False
             if self._follow != (self._follower.run_id if self._follower else None):
                 from chimera.runner.follow import Follower
 
@@ -159,6 +167,7 @@ class JournalFeed:
                     if update.run.state in ENDED:
                         self._follow = _active(journal) or self._follow
         except ChimeraError as error:
+            self._doing = False
             self._post(Told(str(error), "error"))
 
 

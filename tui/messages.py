@@ -84,3 +84,10 @@ class LeftChanged(Message):
 
     run_id: str
     server_url: str
+
+
+@dataclass
+class RunBegun(Message):
+    """A run was started that is to be followed."""
+
+    run_id: str

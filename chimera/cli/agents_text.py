@@ -49,7 +49,7 @@ def _emit_each(arms: list[dict[str, Any]]) -> None:
     """What each agent of each arm got."""
     emit()
     emit_table(
-        ["", "agent", "server", "valid", "failed", "tokens", "tok/s", "effective", "TTFT", "worst", "queue", "done in s"],
+        ["", "agent", "server", "valid", "failed", "tokens", "tok/s", "effective", "TTFT", "worst", "queue", "done s"],
         [
             (
                 arm["candidate"], one["agent"] + 1, one["instance"] + 1, one["requests"], one["failed"], one["tokens"],

@@ -100,7 +100,8 @@ def _emit_trials(facts: dict[str, Any]) -> None:
         if trial["merged"]:
             emit(f"  {trial['candidate']} stands for {', '.join(trial['merged'])} as well: {'; '.join(trial['notes'])}")
     for candidate, reason in (facts["run"]["plan"].get("ruled_out") or {}).items():
-        emit(f"  {candidate} was not run: {reason}")
+        asked = _options((facts["run"]["plan"].get("asked") or {}).get(candidate, {}))
+        emit(f"  {candidate} ({asked}) was not run: {reason}")
     for stage in facts["run"]["plan"].get("stages", []):
         members = ", ".join(stage.get("candidates", []))
         emit(f"  {stage['title']}: {'skipped, ' + stage['skipped'] if 'skipped' in stage else members}")

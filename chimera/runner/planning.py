@@ -378,6 +378,11 @@ def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str |
                 trial.candidate: trial.effective.as_dict() for trial in drawn.plan.trials if trial.effective is not None
             },
             "ruled_out": drawn.ruled_out,
+            "asked": {
+                group.candidates[0]: group.requested.as_dict()
+                for group in drawn.groups
+                if group.candidates[0] in drawn.ruled_out
+            },
             "survey": drawn.survey.as_dict(),
             "lenient": [],
         },

@@ -20,6 +20,9 @@ import pytest
 from chimera.diagnosis.thermalcheck import assess
 from chimera.domain.finding import SEVERITIES
 from chimera.domain.options import Options
+from chimera.domain.run import Target
+from chimera.domain.workload import Workload
+from chimera.runner.launch import create_run, start_worker
 from chimera.runner.thermal import points_of
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
@@ -77,14 +80,30 @@ def busy_cores() -> Iterator[None]:
 
 
 @pytest.mark.embedded
-def test_a_busy_loop_on_all_cores_is_foreign_load_with_its_share() -> None:
-    with busy_cores():
-        found = findings("--embedded", "--requests", "3", "--output-tokens", "24")
-    foreign = found["foreign-load"]
-    assert foreign["severity"] == "warn"
-    assert foreign["cause"] == "foreign-load/cpu"
+def test_a_busy_loop_on_all_cores_is_foreign_load_with_its_share_while_the_run_goes_on() -> None:
+    with Journal.open() as journal:
+        shape = Workload(prompt_tokens=8, output_tokens=8, requests=500)
+        run = create_run(journal, Target("embedded", assume_yes=True), Options(), shape)
+        with busy_cores():
+            child = start_worker(journal, run.id)
+            try:
+                deadline = time.monotonic() + 140
+                while not (live := [one for one in journal.findings(run.id) if one.code == "foreign-load"]):
+                    assert time.monotonic() < deadline, "nothing was found while the run went on"
+                    assert journal.run(run.id).state in {"queued", "running"}
+                    time.sleep(0.2)
+            finally:
+                journal.send(run.id, "stop")
+                child.wait(60)
+        assert journal.run(run.id).state == "stopped"
+        [found] = [one for one in journal.findings(run.id) if one.code == "foreign-load"]
+    assert found.severity == "warn"
+    assert found.cause == "foreign-load/cpu"
+    assert found.since == live[0].since
     # The engine's own threads compete for the same cores, so the loops get about half of them, or more.
-    assert 30 <= seen(foreign, "CPU used by other programs") <= 100
+    share = next(one.value for one in found.evidence if one.what == "CPU used by other programs")
+    assert isinstance(share, float)
+    assert 30 <= share <= 100
 
 
 @pytest.mark.embedded

@@ -34,8 +34,8 @@ def session_values(facts: dict[str, Any], phase: str) -> dict[int, dict[str, flo
 def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_give_again(journal: Journal) -> None:
     done = chimera(
         "sweep", "--embedded", "--num-thread", "1,2", "--kv-cache-type", "f16,q4_0", "--rounds", "6", "--no-confirm",
-        "--preflight", "4", "--requests", "2", "--output-tokens", "20", "--prompt-tokens", "24", "--seed", "11", "--json",
-        timeout=280,
+        "--preflight", "4", "--requests", "2", "--output-tokens", "20", "--prompt-tokens", "24", "--seed", "11",
+        "--json", timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     run_id = facts_of(done)["run"]["id"]

@@ -16,10 +16,10 @@ from chimera.domain.run import RunState
 from chimera.runner.follow import Update
 from chimera.telemetry.loaded import Loaded
 from chimera.tui import feeds
-from chimera.tui.messages import RunChanged, SnapshotTaken, Told
+from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
 from chimera.tui.screens import doctor
 from chimera.tui.screens.ask import Ask
-from chimera.tui.screens.doctor import Doctor, Examined, RunBegun
+from chimera.tui.screens.doctor import Doctor, Examined
 from tests.widgets.screens import screen_text
 
 from .quiet import QuietApp, snapshot, until, update

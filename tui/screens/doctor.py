@@ -33,7 +33,7 @@ from chimera.widgets.findings import WORDS, evidence_text
 from chimera.widgets.log import SIGNS
 
 from .. import feeds
-from ..messages import Told
+from ..messages import RunBegun, Told
 from .ask import Answer, Ask
 
 if TYPE_CHECKING:
@@ -54,13 +54,6 @@ class Examined(Message):
     """This moment was judged, without a run."""
 
     findings: tuple[Finding, ...]
-
-
-@dataclass
-class RunBegun(Message):
-    """A run was started that is to be followed."""
-
-    run_id: str
 
 
 class Doctor(Screen[None]):

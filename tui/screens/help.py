@@ -20,6 +20,7 @@ _KEYS = """\
 | `space` | pause or resume the run |
 | `x` | stop the run (asks once) |
 | `m` | pick server and model |
+| `t` | Tune: compare settings, see what is really better, apply it |
 | `d` | the Doctor: what is wrong, why, what helps |
 | `l` | alerts: what went wrong, also while nobody looked |
 | `c` | another reading in the second chart |

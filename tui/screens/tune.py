@@ -20,7 +20,7 @@ from textual.screen import Screen
 from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
-from chimera.domain.options import OPTION_NAMES
+from chimera.domain.options import OPTION_NAMES, Options
 from chimera.domain.run import Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
@@ -387,8 +387,7 @@ def plan_text(drawn: Mapping[str, Any]) -> str:
     asked = {one["candidate"]: one["requested"] for one in drawn["merged"]}
     for one in drawn["candidates"]:
         lines.append(f"{one['candidate']:4} {one['role']:9} {_options(one['requested'])}")
-        for name in one["merged"]:
-            lines.append(f"     the same: {name} {_options(asked.get(name, {}))}")
+        lines += [f"     the same: {name} {_options(asked.get(name, {}))}" for name in one["merged"]]
         lines += [f"     {note}" for note in one["notes"]]
     lines += [f"{one['candidate']:4} not run: {one['reason']}" for one in drawn["ruled_out"]]
     if drawn["cohorts"]:
@@ -453,9 +452,7 @@ def views(update: Update, compared: Compared) -> list[TrialView]:
     return shown
 
 
-def _asked(run: Run, name: str) -> Any:
-    from chimera.domain.options import Options
-
+def _asked(run: Run, name: str) -> Options:
     return Options.of(run.plan.get("asked", {}).get(name, {}))
 
 

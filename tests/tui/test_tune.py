@@ -1,0 +1,260 @@
+"""The Tune screen: the form, the plan that a process of its own draws, the live table, and what its keys ask for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chimera.cli.ui import UiOptions
+from chimera.domain.options import Options
+from chimera.domain.run import RunState, Statistic, Target, Trial
+from chimera.domain.verdict import Verdict
+from chimera.runner.follow import Compared, Update
+from chimera.tui.messages import RunChanged, ServersFound
+from chimera.tui.screens import tune
+from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.tune import Tune
+from tests.widgets import data
+from tests.widgets.screens import screen_text
+
+from .quiet import QuietApp, until, update
+from .test_app import OLLAMA
+
+PLAN: dict[str, Any] = {
+    "seed": 77,
+    "candidates": [
+        {"candidate": "c0", "role": "baseline", "requested": {}, "merged": [], "notes": []},
+        {
+            "candidate": "c1", "role": "candidate", "requested": {"num_gpu": 60}, "merged": ["c2"],
+            "notes": ["num_gpu 60 and 80 are one setting on a model of 34 layers"],
+        },
+    ],
+    "merged": [{"candidate": "c2", "requested": {"num_gpu": 80}, "into": "c1"}],
+    "ruled_out": [{"candidate": "c3", "reason": "at least 20,269 MiB are needed"}],
+    "cohorts": 0,
+    "rounds": {"preflight": 6, "screening": 0, "confirmation": 32},
+    "estimate": {"sessions": 70, "requests": 280, "seconds": 900.0, "seconds_least": 300.0},
+    "words": "Gains above 4.1% can be seen in 32 rounds at this noise.",
+}  # fmt: skip
+
+
+class Line:
+    """Stands in for the command line: keeps what was asked and answers from a script."""
+
+    def __init__(self, *answers: tuple[int, object, str]) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self._answers = list(answers)
+
+    async def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        self.asked.append(arguments)
+        code, document, err = self._answers.pop(0)
+        return code, json.dumps(document), err
+
+
+@pytest.fixture
+def line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Line]:
+    """Install a scripted command line."""
+
+    def install(*answers: tuple[int, object, str]) -> Line:
+        made = Line(*answers)
+        monkeypatch.setattr(tune, "ask_chimera", made)
+        return made
+
+    return install
+
+
+def comparison(state: RunState = "running", **plan: Any) -> Update:
+    """A sweep as its journal would tell it."""
+    trials = (
+        Trial("c0", "baseline", Options()),
+        Trial("c1", "candidate", Options(num_gpu=60), Options(num_gpu=35), ("c2",)),
+        Trial("c4", "candidate", Options(num_gpu=20)),
+        Trial("c5", "candidate", Options(num_gpu=30)),
+    )
+    verdicts = (
+        Verdict("c1", "c0", "decode_tok_s", "better", 1.09, (1.05, 1.13), 0.975, 8),
+        Verdict("c4", "c0", "decode_tok_s", "insufficient", reason="It ran out of memory."),
+    )
+    facts: dict[str, Any] = {
+        "rules": {"band": 0.02, "objective": "decode_tok_s"},
+        "standing": {
+            "failed": {"c4": "out-of-memory"}, "unlaunched": {"c5": "c4"}, "dropped": {}, "noise": {"n": 6},
+            "words": "Sessions vary by 1.0%: in 8 rounds gains above 4.0% can be seen.",
+        },
+        "ruled_out": {"c3": "never fits"},
+        "asked": {"c3": {"num_gpu": 90}},
+        **plan,
+    }  # fmt: skip
+    base = update(state, progress=replace(data.progress(), candidate="c1"), first=True)
+    run = replace(base.run, kind="sweep", preset=None, plan=facts)
+    figures = {"c0": Statistic(90.0, 0.01, 8), "c1": Statistic(98.1, 0.012, 8)}
+    compared = Compared("decode_tok_s", verdicts, figures, {"c0": 8, "c1": 8}, {"c1": 1, "c4": 1})
+    return replace(base, run=run, trials=trials, compared=compared)
+
+
+DONE = {
+    "result": {
+        "recommendation": {"candidate": "c1", "keep_default": False, "words": "c1 is better.", "requested": {}},
+    }
+}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_the_plan_is_seen_before_it_starts_and_starts_with_its_own_seed(
+    size: tuple[int, int], line: Callable[..., Line]
+) -> None:
+    asked = line((0, PLAN, ""), (0, {"run": {"id": "k7f2"}}, ""))
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        await pilot.press("s")
+        assert asked.asked == [], "nothing is chosen yet"
+        await pilot.press("down", "enter")
+        await pilot.press(*"60,80,90")
+        await pilot.press("enter", "s")
+        await until(pilot, lambda: "p first" in screen_text(app))
+        assert asked.asked == []
+        await pilot.press("p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        assert asked.asked[0] == (
+            "sweep", "--num-gpu", "60,80,90", "--objective", "rate", "--embedded", "--dry-run", "--json",
+        )  # fmt: skip
+        for wanted in ("the same: c2 num_gpu=80", "one setting on a model of 34 layers", "c3   not run", "70 sessions"):
+            assert wanted in shown(app)
+        assert "Gains above 4.1%" in shown(app)
+        await pilot.press("s")
+        await until(pilot, lambda: len(asked.asked) == 2)
+        assert asked.asked[1][-4:] == ("--seed", "77", "--detach", "--json")
+        await until(pilot, lambda: app.journal._follow == "k7f2")
+
+
+def shown(app: QuietApp) -> str:
+    """The whole text of the plan, what is scrolled away among it."""
+    return str(app.screen.query_one("#plan").render())
+
+
+async def test_space_takes_a_parameter_with_values_that_fit_and_a_change_asks_for_a_new_plan(
+    line: Callable[..., Line],
+) -> None:
+    asked = line((0, PLAN, ""), (2, None, "--num-gpu: what went wrong\n"))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "space", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        assert asked.asked[0][1:5] == ("--num-gpu", "auto", "--objective", "ttft")
+        await pilot.press("down", "space", "s")
+        await pilot.pause()
+        assert len(asked.asked) == 1, "the plan on the screen is not of these parameters"
+        await pilot.press("p")
+        await until(pilot, lambda: "what went wrong" in shown(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Tune))
+
+
+async def test_another_persons_server_is_not_reloaded_by_a_comparison_before_a_yes(line: Callable[..., Line]) -> None:
+    asked = line((0, PLAN, ""), (0, {"run": {"id": "k7f2"}}, ""))
+    app = QuietApp(UiOptions())
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(ServersFound((OLLAMA,), ""))
+        await pilot.pause()
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        assert len(asked.asked) == 1
+        await pilot.press("s")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("y")
+        await until(pilot, lambda: len(asked.asked) == 2)
+        assert "--yes" in asked.asked[1]
+        assert ("--server", OLLAMA.url) == asked.asked[1][5:7]
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_the_table_shows_sessions_verdicts_and_what_did_not_fit(size: tuple[int, int]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        app.paint()
+        await pilot.pause()
+        text = screen_text(app)
+        for wanted in ("60→35", "98.1", "running", "failed", "won't fit", "baseline", "gains above 4.0%"):
+            assert wanted in text, f"{wanted} is not on the screen at {size}"
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.pause()
+        app.paint()
+        await pilot.pause()
+        text = screen_text(app)
+        assert "better" in text
+        assert "a applies it" in text
+
+
+async def test_keys_pause_stop_and_apply_the_comparison(line: Callable[..., Line]) -> None:
+    asked = line((0, {"words": "c1 is better.", "applied": {"made": "model fast"}}, ""))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("space")
+        assert len(app.asked) == 1
+        await pilot.press("x")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("y")
+        await until(pilot, lambda: len([one for one in app.asked if callable(one)]) == 2)
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        await pilot.press("a")
+        await pilot.pause()
+        assert asked.asked == [], "it goes on: nothing is best yet"
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.pause()
+        await pilot.press("a")
+        await pilot.press(*"fast")
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(asked.asked))
+        assert asked.asked == [("apply", "k7f2", "--as", "fast", "--json")]
+        await pilot.press("n")
+        await until(pilot, lambda: not app.screen.has_class("-live"))
+
+
+async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:
+    asked = line((0, PLAN, ""))
+    app = QuietApp(UiOptions(embedded=True, read_only=True))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        await pilot.press("s")
+        await pilot.pause()
+        assert len(asked.asked) == 1
+
+
+def test_every_kind_of_server_is_named_as_the_command_line_takes_it() -> None:
+    assert tune.server_flags(Target("embedded")) == ["--embedded"]
+    own = Target("llama_server", command=("llama-server", "-m", "a b.gguf"))
+    assert tune.server_flags(own) == ["--start", "llama-server -m 'a b.gguf'"]
+    assert tune.server_flags(Target("ollama", url="http://x:1", model="m")) == [
+        "--server",
+        "http://x:1",
+        "--model",
+        "m",
+    ]
+
+
+def test_the_screen_needs_no_numpy_scipy_or_optuna() -> None:
+    code = (
+        "import sys, chimera.tui.screens.tune, chimera.runner.follow\n"
+        "print([name for name in ('numpy', 'scipy', 'optuna') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
