@@ -116,7 +116,7 @@ def busy_server() -> Iterator[str]:
     ended = threading.Event()
 
     def client(url: str) -> None:
-        body = json.dumps({"prompt": "a b c", "n_predict": 400, "stream": True}).encode()
+        body = json.dumps({"prompt": "a b c", "n_predict": 400, "stream": True, "cache_prompt": False}).encode()
         while not ended.is_set():
             with contextlib.suppress(OSError), urllib.request.urlopen(f"{url}/completion", body, timeout=30) as answer:
                 for _ in answer:

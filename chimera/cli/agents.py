@@ -47,6 +47,7 @@ def agents(
     num_parallel: Annotated[int | None, typer.Option(help="Slots, for every arm.")] = None,
     num_ctx: Annotated[int | None, typer.Option(help="Context per slot, for every arm.")] = None,
     num_gpu: Annotated[int | None, typer.Option(help="Layers on the GPU, for every arm.")] = None,
+    num_thread: Annotated[int | None, typer.Option(help="CPU threads, for every arm.")] = None,
     rounds: Annotated[int, typer.Option(min=2, help="Each arm once in every round.")] = 6,
     requests: Annotated[int | None, typer.Option(help="Requests of each agent; 3 by default.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option()] = None,
@@ -77,7 +78,9 @@ def agents(
         },
         fixed=False,
     )  # fmt: skip
-    base = options_from({"num_parallel": num_parallel, "num_ctx": num_ctx, "num_gpu": num_gpu})
+    base = options_from(
+        {"num_parallel": num_parallel, "num_ctx": num_ctx, "num_gpu": num_gpu, "num_thread": num_thread}
+    )
     each = [_options_of(text) for text in agent_options or ()]
     target = find_target(server or (urls[0] if urls else None), model, embedded=embedded, start=start, yes=yes)
     urls = _addresses(target, urls)

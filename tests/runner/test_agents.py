@@ -21,6 +21,7 @@ from urllib.request import urlopen
 import pytest
 
 from chimera.backends.base import Backend
+from chimera.backends.llama_dialect import metrics_of
 from chimera.backends.ollama import Ollama
 from chimera.backends.openai import OpenAICompatible
 from chimera.cli.agents_text import emit_agents
@@ -437,8 +438,7 @@ TINY = Workload(prompt_tokens=12, output_tokens=8, requests=2, timeout_s=110)
 def predicted(url: str | None) -> int:
     """Tokens that the engine counts itself, since its start."""
     assert url is not None
-    text = urlopen(f"{url}/metrics", timeout=60).read().decode()
-    return int(float(next(line.split()[1] for line in text.splitlines() if "tokens_predicted_total " in line[9:])))
+    return int(metrics_of(urlopen(f"{url}/metrics", timeout=60).read().decode())["tokens_predicted_total"])
 
 
 @pytest.mark.embedded
@@ -447,7 +447,7 @@ async def test_the_agents_tokens_are_those_that_the_engines_count(slots: int, in
     from chimera.backends.embedded import Embedded
 
     engines = tuple(Embedded() for _ in range(instances))
-    crew = Crew(engines, (Options(num_parallel=slots, num_ctx=256),), (LiveRequest(), LiveRequest()))
+    crew = Crew(engines, (Options(num_parallel=slots, num_ctx=256, num_thread=1),), (LiveRequest(), LiveRequest()))
     try:
         for engine in engines:
             await engine.connect()
@@ -473,7 +473,7 @@ async def test_the_agents_tokens_are_those_that_the_engines_count(slots: int, in
 @pytest.mark.embedded
 def test_one_and_two_agents_on_one_and_two_slots_end_in_verdicts(journal: Journal) -> None:
     done = chimera("agents", "--embedded", "--agents", "2", "--rounds", "3", "--requests", "1", "--output-tokens", "6",
-                   "--prompt-tokens", "12", "--num-ctx", "256", "--json", timeout=170)  # fmt: skip
+                   "--prompt-tokens", "12", "--num-ctx", "256", "--num-thread", "1", "--json", timeout=170)  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = facts_of(done)
     assert facts["counts"]["void"] == 0

@@ -34,7 +34,7 @@ def session_values(facts: dict[str, Any], phase: str) -> dict[int, dict[str, flo
 def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_give_again(journal: Journal) -> None:
     done = chimera(
         "sweep", "--embedded", "--num-thread", "1,2", "--kv-cache-type", "f16,q4_0", "--rounds", "6", "--no-confirm",
-        "--preflight", "4", "--requests", "2", "--output-tokens", "20", "--prompt-tokens", "24", "--seed", "11",
+        "--preflight", "4", "--requests", "1", "--output-tokens", "20", "--prompt-tokens", "16", "--seed", "11",
         "--json", timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -72,8 +72,8 @@ def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_
 @pytest.mark.timeout(300)
 def test_temperatures_are_compared_inside_one_load(journal: Journal) -> None:
     done = chimera(
-        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "10", "--no-confirm", "--preflight", "4",
-        "--output-tokens", "48", "--prompt-tokens", "16", "--seed", "5", "--json", timeout=280,
+        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "8", "--no-confirm", "--preflight", "4",
+        "--output-tokens", "24", "--prompt-tokens", "16", "--seed", "5", "--json", timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = facts_of(done)

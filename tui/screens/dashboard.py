@@ -70,7 +70,7 @@ class Dashboard(Screen[None]):
             yield RunPanel(id="run", hint=HINT)
             yield EventLog(id="log")
         yield FindingsPanel(id="findings")
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; a panel whose rows did not change sends nothing."""

@@ -96,7 +96,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             yield TimeChart("evidence", id="curve", gap_s=1e9)
             with VerticalScroll(id="page"):
                 yield Markdown(id="text", open_links=False)
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         """Show what is known."""

@@ -99,7 +99,7 @@ better, the default stays: differences that are noise are not recommended.
             yield Static(id="about", markup=False)
             yield TrialTable(id="table")
             yield IntervalPlot(id="plot")
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         """Show what is known."""
