@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import ServerInfo
+from chimera.domain.telemetry import ServerSample
 from chimera.errors import ChimeraError
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.polling import ServerPoll
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 Post = Callable[["Message"], object]
 JOURNAL_S = 0.2
+SEEN_S = 0.45
 LEAVE_S, CLOSE_S = 2.0, 0.3
 """Longest wait at the end for what the journal was asked to do, and for it to close where it was asked nothing."""
 
@@ -65,7 +67,8 @@ class TelemetryFeed:
         self._post = post
         self.interval_s = interval_s
         self._watched = Watched()
-        self._poll = ServerPoll(lambda sample: post(ServerSeen(sample)))
+        self._poll = ServerPoll(self._seen)
+        self._told = float("-inf")
         self._left = threading.Event()
 
     def watch(self, watched: Watched) -> None:
@@ -73,6 +76,12 @@ class TelemetryFeed:
         self._watched = watched
         self._poll.slow = watched.quiet
         self._poll.watch(watched.loaded.server)
+
+    def _seen(self, sample: ServerSample) -> None:
+        """Tell what the server does, not oftener than it is painted: most looks only make the rate exact."""
+        if sample.at - self._told >= SEEN_S:
+            self._told = sample.at
+            self._post(ServerSeen(sample))
 
     def leave(self) -> None:
         """End soon; nothing waits for it."""

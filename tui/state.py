@@ -152,6 +152,8 @@ class LiveState:
             progress = update.progress
             if progress.stage in {"measuring", "warmup"} and progress.rate is not None:
                 which = "first request, discarded" if progress.stage == "warmup" else f"request {progress.request}"
+                if progress.lanes:
+                    which = f"{len(progress.lanes)} agent{'s' if len(progress.lanes) > 1 else ''} together"
                 return progress.rate, f"{which}, client's clock"
             words = {"loading": "loading the model", "measuring": "reading the prompt", "warmup": "reading the prompt"}
             return None, words.get(progress.stage, progress.stage)

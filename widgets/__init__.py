@@ -5,6 +5,7 @@ from .chart import Guide, TimeChart, zoom
 from .findings import FindingsPanel
 from .gpu import GpuPanel
 from .host import HostPanel
+from .lanes import LanesPanel
 from .log import EventLog
 from .panel import Panel
 from .progress import RunPanel
@@ -22,6 +23,7 @@ __all__ = [
     "Guide",
     "HostPanel",
     "IntervalPlot",
+    "LanesPanel",
     "Panel",
     "RunPanel",
     "ServerPanel",

@@ -221,6 +221,9 @@ class Plot:
         # The step leaves room for the longest label and a blank.
         step = next((s for s in STEPS_S if s / self.window_s * plot_width >= 11), STEPS_S[-1])
         ruler, times = ["─"] * plot_width, [" "] * (width - label)
+        if rows == 1:
+            for column, letter in marks.items():
+                times[column + 1] = letter
         free = 0
         index = math.ceil((self._start - zero) / step)
         while self._origin is not None and (at := zero + index * step) < self._start + self.window_s:
@@ -228,14 +231,13 @@ class Plot:
             text = self._time_text(at - zero, step)
             begin = max(column + 1 - len(text) // 2, 0)
             ruler[column] = "┬"
-            if begin >= free and begin + len(text) <= len(times):
+            room = times[max(begin - 1, 0) : begin + len(text) + 1]
+            if begin >= free and begin + len(text) <= len(times) and not "".join(room).strip():
                 times[begin : begin + len(text)] = text
                 free = begin + len(text) + 1
             index += 1
         for column, letter in marks.items():
             ruler[column] = letter
-            if rows == 1:
-                times[column + 1] = letter
         lines = [Line(width).add("", "muted", label).add("".join(times), "muted").row()]
         if rows == 2:
             lines.insert(0, Line(width).add("", "muted", label).add("└" + "".join(ruler), "muted").row())

@@ -56,6 +56,7 @@ CAUSES: dict[str, str] = {
     "queueing/slots": "more clients than slots",
     "queueing/server-busy": "the server's queue is full",
     "queueing/foreign-client": "another client's request was served first",
+    "queueing/unfair": "agents that ask for the same get unequal shares",
     "prompt-cache-hit/fixed-prompt": "the same prompt is sent each time, on purpose",
     "prompt-cache-hit/shared-prefix": "prompts share their beginning",
     # settings

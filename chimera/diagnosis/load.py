@@ -15,6 +15,7 @@ from .remedies import threads
 from .thresholds import limit
 from .views import (
     by_time,
+    crowds,
     duration,
     focus,
     foreign_share,
@@ -290,12 +291,9 @@ def _clients(evidence: EvidenceSet) -> list[Evidence]:
 
 def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
     """Requests waited for a slot for a felt part of their time to first token, or the server turned them away."""
-    name = focus(evidence)
-    counted = [
-        each
-        for each in evidence.requests
-        if each.candidate == name and each.measurement.role == "measure" and each.measurement.queue_s is not None
-    ]
+    several = crowds(evidence)
+    name = max(several, key=lambda one: _waited(evidence, one)) if several else focus(evidence)
+    counted = _queued(evidence, name)
     waits = [(each, each.measurement.queue_s or 0.0) for each in counted]
     long = [
         (each, wait)
@@ -312,10 +310,11 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
     queued = [value for _, value in waiting if value > 0]
     felt = len(long) >= max(2, 0.1 * len(waits)) or (len(waits) == 1 and len(long) == 1)
     seen_waiting = len(queued) >= 3 and len(queued) >= 0.2 * len(waiting)
-    if not felt and not refused and not seen_waiting:
+    unequal = _unequal(evidence, name if felt else None)
+    if not felt and not refused and not seen_waiting and not unequal:
         return
-    agents = evidence.workload.agents if evidence.workload is not None else 1
-    slots = options_in_force(evidence).num_parallel
+    agents = several.get(name) or (evidence.workload.agents if evidence.workload is not None else 1)
+    slots = _slots(evidence, name)
     shown: list[Evidence] = []
     if felt:
         typical = median(wait for _, wait in long)
@@ -338,12 +337,15 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
         title = f"{len(long)} of {len(waits)} requests waited for a slot, typically {seconds(typical)}"
     elif refused:
         title = "The server turned requests away because it is busy"
+    elif unequal and not seen_waiting:
+        title = "Agents with the same work get unequal shares of the server"
     else:
         title = f"Up to {max(queued):.0f} requests wait in the server's queue"
     if refused:
         shown.append(seen("the server said", refused[-1].text, via="server's answer"))
     if queued:
         shown.append(seen("requests in the queue", max(queued), threshold=0.0, via="server", series=waiting))
+    shown += unequal
     clients = _clients(evidence)
     slot = seen("slots", float(slots), threshold=float(agents), via="settings") if slots is not None else None
     causes = ranked(
@@ -354,7 +356,7 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
                 slot,
                 share=0.8,
             )
-            if agents > (slots or 1)
+            if agents > (slots or 1) and (felt or refused or seen_waiting)
             else None,
             cause("queueing/foreign-client", *clients, share=0.7)
             if clients
@@ -372,17 +374,20 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
             )
             if queued and not felt and agents <= (slots or 1)
             else None,
+            cause("queueing/unfair", *unequal, share=0.5) if unequal else None,
         ]
     )
     remedies: list[Remedy] = []
     wanted = min(4, max(2, agents))
-    if slots is None or slots < wanted:
+    if (felt or refused or seen_waiting) and (slots is None or slots < wanted):
         remedies.append(
             Remedy(
                 f"{wanted} slots serve that many requests at once; compare the aggregate rate, each gets slower.",
                 {"num_parallel": wanted},
             )
         )
+    if unequal:
+        remedies.append(Remedy("Compare the agents' instances: same GPU layers, same window, nothing beside them."))
     remedies.append(Remedy("A second server doubles the weights in memory; measure both ways."))
     if refused:
         remedies.append(Remedy("Wait a little and send again; OLLAMA_MAX_QUEUE allows more to wait."))
@@ -398,6 +403,67 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
         causes=causes,
         remedies=tuple(remedies),
     )
+
+
+def _queued(evidence: EvidenceSet, name: str) -> list[Request]:
+    """Measured requests of a candidate whose wait for a slot is known."""
+    return [
+        each
+        for each in evidence.requests
+        if each.candidate == name and each.measurement.role == "measure" and each.measurement.queue_s is not None
+    ]
+
+
+def _waited(evidence: EvidenceSet, name: str) -> float:
+    waits = [each.measurement.queue_s or 0.0 for each in _queued(evidence, name)]
+    return fmean(waits) if waits else 0.0
+
+
+def _slots(evidence: EvidenceSet, name: str) -> int | None:
+    """Slots that a candidate ran with."""
+    for each in reversed(evidence.sessions):
+        if each.candidate == name and each.effective is not None and each.effective.options.num_parallel is not None:
+            return each.effective.options.num_parallel
+    return options_in_force(evidence).num_parallel
+
+
+def _unequal(evidence: EvidenceSet, only: str | None) -> list[Evidence]:
+    """That agents of one candidate (any, or this one) got unequal shares, in the median session; empty else.
+
+    Fairness is Jain's index, (sum x)^2 / (n sum x^2), over what each agent got a second; one that got no answer at all
+    is a failure and has its own finding.
+    """
+    found: list[tuple[float, float, float]] = []
+    for name in crowds(evidence):
+        if only is not None and name != only:
+            continue
+        seen_here = sorted(_shares(evidence, name))
+        if seen_here:
+            found.append(seen_here[len(seen_here) // 2])
+    if not found or min(found)[0] >= limit("fair-share"):
+        return []
+    index, least, most = min(found)
+    return [
+        seen("fairness of the agents' shares", index, over="fair-share", via="own timings", source="derived"),
+        seen("least share", least, threshold=most, unit="tok/s", via="own timings", source="derived"),
+    ]
+
+
+def _shares(evidence: EvidenceSet, name: str) -> Iterator[tuple[float, float, float]]:
+    """Jain's index, least and largest rate of the agents in each session of a candidate."""
+    sessions: dict[int, dict[int, list[Request]]] = {}
+    for each in evidence.requests:
+        if each.candidate == name and each.measurement.valid:
+            sessions.setdefault(each.session, {}).setdefault(each.measurement.agent, []).append(each)
+    for agents in sessions.values():
+        rates = [
+            sum(each.measurement.completion_tokens or 0 for each in mine) / span_s
+            for mine in agents.values()
+            if (span_s := duration(mine))
+        ]
+        squares = sum(rate * rate for rate in rates)
+        if len(rates) > 1 and squares > 0:
+            yield sum(rates) ** 2 / (len(rates) * squares), min(rates), max(rates)
 
 
 RULES = (foreign_load, queueing)

@@ -40,6 +40,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "idle-gap": Threshold(60.0, "s", f"{_OURS}: a load after a longer pause is a cold call, not a quarrel"),
     "queue-share": Threshold(0.3, "of the time to first token", f"{_OURS}: below it waiting is not what is felt"),
     "queue-seconds": Threshold(0.25, "s", f"{_OURS}: below it waiting is not what is felt"),
+    "fair-share": Threshold(0.9, "Jain's index", f"{_OURS}: of two agents one then gets half of the other's rate"),
     "cached-share": Threshold(0.1, "of the prompt", "only the token that begins every prompt may be cached"),
     "cached-speedup": Threshold(3.0, "times the usual prefill rate", "a repeated prompt showed 3x on Ollama, 46x on "
                                 "llama.cpp"),

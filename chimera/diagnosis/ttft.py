@@ -17,6 +17,7 @@ from .thresholds import REFERENCES, limit
 from .views import (
     by_time,
     cached_share,
+    crowds,
     duration,
     focus,
     foreign_share,
@@ -34,6 +35,15 @@ from .views import (
 def _loads(evidence: EvidenceSet) -> list[Request]:
     """Measured requests in the order of sending, void ones too: loads happen inside those."""
     return [each for each in evidence.requests if each.measurement.role == "measure"]
+
+
+def _recent(evidence: EvidenceSet) -> list[Request]:
+    """The last five requests; where a run compares numbers of agents, those of the several that loaded most."""
+    rows = _loads(evidence)
+    crowd = {name: [each for each in rows if each.candidate == name] for name in crowds(evidence)}
+    if crowd:
+        rows = max(crowd.values(), key=lambda mine: sum(_is_load(each, limit("reload-load")) for each in mine))
+    return rows[-int(limit("reload-window")) :]
 
 
 def _is_load(request: Request, least: float) -> bool:
@@ -307,7 +317,7 @@ def _one_set_of_options() -> Iterator[Remedy]:
 
 def reload_counts(evidence: EvidenceSet) -> tuple[int, int] | None:
     """(loads, requests) of the last five, where the model was loaded in at least two without a long pause before."""
-    last = _loads(evidence)[-int(limit("reload-window")) :]
+    last = _recent(evidence)
     ended: float | None = None
     count = 0
     for each in last:
@@ -325,7 +335,7 @@ def reload_thrash(evidence: EvidenceSet) -> Iterator[Finding]:
     starts = _alternating_starts(evidence)
     if counts is None and starts is None:
         return
-    last = _loads(evidence)[-int(limit("reload-window")) :]
+    last = _recent(evidence)
     loads = [(each, each.measurement.load_s or 0.0) for each in last]
     shown: list[Evidence] = []
     if counts is not None:

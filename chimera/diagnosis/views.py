@@ -212,6 +212,14 @@ def focus(evidence: EvidenceSet) -> str:
     return evidence.requests[-1].candidate if evidence.requests else ""
 
 
+def crowds(evidence: EvidenceSet) -> dict[str, int]:
+    """Candidates that several agents of ours used at once, each with how many; in the order of their first requests."""
+    agents: dict[str, set[int]] = {}
+    for each in evidence.requests:
+        agents.setdefault(each.candidate, set()).add(each.measurement.agent)
+    return {name: len(who) for name, who in agents.items() if len(who) > 1}
+
+
 def measured(evidence: EvidenceSet) -> list[Request]:
     """Requests of the judged candidate that count: warm, valid, not the discarded one."""
     name = focus(evidence)

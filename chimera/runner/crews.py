@@ -134,6 +134,7 @@ def create_agents_run(
         preflight=0,
         screen_rounds=rounds,
         confirm=False,
+        by_options=False,
         confirmed=len(draft.trials) - 1,
     )
     return journal.create_run(

@@ -216,6 +216,7 @@ def evidence_of(
         forecast_bytes=needed.get("forecast_bytes"),
         kv_bytes_per_token=needed.get("kv_bytes_per_token"),
         installed=_installed(run.host),
+        neighbours=_twins(run, sessions, effective),
         engine_starts=tuple(start for one in samples for start in one.engines),
         log=tuple(LogLine(str(text), one.ended_at) for one in sessions for text in one.facts.get("log", ())),
         engine_pids=frozenset(pids),
@@ -254,11 +255,29 @@ def _requests(run: Run, rows: Sequence[Row], sessions: Sequence[Session]) -> tup
                 row.session,
                 row.candidate,
                 row.round,
+                requested=_asked(run, row.candidate, row.measurement.agent),
                 tokens_sent=length if isinstance(length, int) else None,
                 output_tokens=run.workload.output_tokens,
             )
         )
     return tuple(found)
+
+
+def _asked(run: Run, candidate: str, agent: int) -> Options | None:
+    """What an agent asks for, where agents differ in that."""
+    each = run.plan.get("arms", {}).get(candidate, {}).get("each", ())
+    return Options.of(each[agent % len(each)]) if each else None
+
+
+def _twins(run: Run, sessions: Sequence[Session], effective: Mapping[str, Effective | None]) -> tuple[Neighbour, ...]:
+    """What a first instance held where a further one of ours could not be loaded beside it."""
+    arms = run.plan.get("arms", {})
+    failed = [one for one in sessions if one.facts.get("error") and arms.get(one.candidate, {}).get("instances", 1) > 1]
+    held = next((one.vram_bytes for one in effective.values() if one is not None and one.vram_bytes), None)
+    if not failed or held is None:
+        return ()
+    server = run.server.title if run.server is not None else run.target.kind
+    return (Neighbour(f"the first instance ({server})", run.model.name if run.model else "", float(held)),)
 
 
 def _facts(session: Session, requested: Options, effective: Effective | None) -> SessionFacts:

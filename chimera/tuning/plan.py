@@ -60,6 +60,8 @@ class Plan:
     """A true gain of this size is to be found in 95 % of studies, as far as the rounds reach."""
     one_load: bool = False
     """Candidates differ in sampling options only: sessions are blocks of requests inside one load."""
+    by_options: bool = True
+    """Candidates differ in their options only, so that one that fails rules out those that need as much memory."""
     cohorts: tuple[tuple[str, ...], ...] = ()
     """Candidates in the groups in which they were proposed; empty: all of them are one group."""
     cohorts_planned: int = 0

@@ -294,6 +294,10 @@ class _Play:
         out = {name for name, _ in self.failures} | self.unlaunched.keys()
         return tuple(name for name in names if name not in out)
 
+    def _ruled_out(self, names: Sequence[str]) -> dict[str, str]:
+        """What need not be launched, each with the failed candidate that says so."""
+        return ruled_out(self.plan.settings, self.failures, names) if self.plan.by_options else {}
+
     # Rounds
 
     def _slot(self, phase: SessionPhase, open_: tuple[str, ...], of: int) -> Step | None:
@@ -354,7 +358,7 @@ class _Play:
             elif not valid and len(tries) == 1:
                 again.append(name)
 
-        beyond = ruled_out(plan.settings, self.failures, [name for name in missing if name in untried])
+        beyond = self._ruled_out([name for name in missing if name in untried])
         left = [name for name in missing if name not in beyond] + again
         # A failure reaches all that were never launched, those of later cohorts too.
         waiting = [
@@ -362,7 +366,7 @@ class _Play:
             for name in self.candidates
             if name not in self.proven and name not in self.unlaunched and name not in tried
         ]
-        self.unlaunched |= ruled_out(plan.settings, self.failures, self._alive(waiting))
+        self.unlaunched |= self._ruled_out(self._alive(waiting))
         if left:
             sessions = tuple(
                 Session(seq=self.seq + place, candidate=name, round=number, phase=phase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -999,3 +1000,29 @@ def test_two_gpus_are_told_apart() -> None:
 def test_a_model_that_another_server_loaded_is_not_ours() -> None:
     foreign = (LoadedModel("llama3:8b", 8e9, 1e9, 4096.0),)
     assert diagnose(healthy(server_samples=servers(models=foreign))) == []
+
+
+def crowd(rates: Sequence[float], candidate: str = "c1", **more: Any) -> tuple[Request, ...]:
+    """Requests of agents that each get so many tokens a second."""
+    return tuple(
+        replace(each, candidate=candidate, measurement=replace(each.measurement, agent=agent, total_s=64 / rate))
+        for agent, rate in enumerate(rates)
+        for each in requests(1, completion_tokens=64, **more)
+    )
+
+
+def test_a_wait_of_several_agents_is_judged_where_several_take_part() -> None:
+    alone = tuple(replace(each, candidate="c0") for each in requests(5, queue_s=0.0))
+    together = crowd((6.0, 6.0, 6.0), queue_s=9.69, ttft_s=10.2)
+    finding = must(healthy(requests=(*alone, *together), workload=Workload(agents=3), history=()), "queueing")
+    assert finding.cause == "queueing/slots"
+    assert finding.title.startswith("3 of 3 requests waited")
+
+
+def test_agents_with_unequal_shares_are_named_with_the_figures() -> None:
+    finding = must(healthy(requests=crowd((20.0, 6.0)), workload=Workload(agents=2), history=()), "queueing")
+    assert finding.cause == "queueing/unfair"
+    index, least = finding.evidence[0].value, finding.evidence[1].value
+    assert index == pytest.approx(26**2 / (2 * (400 + 36)))
+    assert least == pytest.approx(6.0)
+    assert found(healthy(requests=crowd((20.0, 18.0)), workload=Workload(agents=2), history=()), "queueing") is None

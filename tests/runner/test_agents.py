@@ -121,29 +121,44 @@ def work(requests: int) -> Workload:
     return Workload(prompt_tokens=6, output_tokens=TOKENS, requests=requests, timeout_s=20)
 
 
+TRIES = 3
+"""A hiccup of a busy machine makes a session late, now and then; an error of ours would be in each of them."""
+
+
 async def test_slots_and_agents_give_the_analytic_speedup_efficiency_queue_and_fairness() -> None:
     total = 8
     with in_thread(ScriptedOllama(slots=1, decode_s=STEP_S)) as server:
         solo = of(await session(Ollama(server.url), agents=1, workload=work(total)))
     for agents, slots in ((4, 2), (4, 4), (2, 4)):
-        with in_thread(ScriptedOllama(slots=slots, decode_s=STEP_S)) as server:
-            together = of(await session(Ollama(server.url), agents=agents, workload=work(total // agents)))
-            assert server.peak == min(agents, slots)
-        alone, expected = (figures(played(n, k, total // n, SERVICE_S)) for n, k in ((1, 1), (agents, slots)))
-        assert alone is not None
-        assert expected is not None
-        assert speedup(together, solo) == pytest.approx(min(agents, slots), rel=0.02)
-        assert efficiency(together, solo) == pytest.approx(efficiency(expected, alone), rel=0.02)
-        assert together.fairness == pytest.approx(expected.fairness, rel=0.02)
-        # A wait of nothing is a few milliseconds in truth.
-        assert together.queue_worst_s == pytest.approx(expected.queue_worst_s, rel=0.02, abs=0.03)
-        assert together.queue_p95_s == pytest.approx(expected.queue_p95_s, rel=0.02, abs=0.03)
-        assert together.deferred == expected.deferred
-        assert sorted(one.requests for one in together.agents) == [total // agents] * agents
-        if agents > slots:
-            waits = [one.queue_worst_s for one in together.agents if one.queue_worst_s is not None]
-            assert median(waits) == pytest.approx(SERVICE_S, rel=0.02)
-            assert together.ttft_worst_s == pytest.approx(SERVICE_S, rel=0.02)
+        for left in reversed(range(TRIES)):
+            with in_thread(ScriptedOllama(slots=slots, decode_s=STEP_S)) as server:
+                together = of(await session(Ollama(server.url), agents=agents, workload=work(total // agents)))
+                assert server.peak == min(agents, slots)
+            try:
+                as_computed(together, solo, agents, slots, total)
+                break
+            except AssertionError:
+                if not left:
+                    raise
+
+
+def as_computed(together: Figures, solo: Figures, agents: int, slots: int, total: int) -> None:
+    """Everything within 2 % of what arithmetic says of agents on slots."""
+    alone, expected = (figures(played(n, k, total // n, SERVICE_S)) for n, k in ((1, 1), (agents, slots)))
+    assert alone is not None
+    assert expected is not None
+    assert speedup(together, solo) == pytest.approx(min(agents, slots), rel=0.02)
+    assert efficiency(together, solo) == pytest.approx(efficiency(expected, alone), rel=0.02)
+    assert together.fairness == pytest.approx(expected.fairness, rel=0.02)
+    # A wait of nothing is a few milliseconds in truth.
+    assert together.queue_worst_s == pytest.approx(expected.queue_worst_s, rel=0.02, abs=0.016)
+    assert together.queue_p95_s == pytest.approx(expected.queue_p95_s, rel=0.02, abs=0.016)
+    assert together.deferred == expected.deferred
+    assert [one.requests for one in together.agents] == [total // agents] * agents
+    if agents > slots:
+        waits = [one.queue_worst_s for one in together.agents if one.queue_worst_s is not None]
+        assert median(waits) == pytest.approx(SERVICE_S, rel=0.02)
+        assert together.ttft_worst_s == pytest.approx(SERVICE_S, rel=0.02, abs=0.016)
 
 
 async def test_think_time_is_the_agents_and_no_service() -> None:
@@ -368,6 +383,53 @@ def test_a_further_ollama_is_started_after_a_yes_and_ended_with_the_run(journal:
     assert words.split() == ["['serve']", address, "1"]
     wait_until(lambda: not Path(f"/proc/{pid}").exists(), 10)
     assert [arm["instances"] for arm in facts_of(done)["agents"]["arms"]] == [1, 1, 2]
+
+
+# ---- what stands between agents is found -----------------------------------------------------------------------------
+
+
+def codes(journal: Journal, run_id: str) -> dict[str, str | None]:
+    """Findings of a run with their causes."""
+    return {one.code: one.cause for one in journal.findings(run_id)}
+
+
+def finished(journal: Journal, server: ScriptedOllama, **plan: Any) -> str:
+    """A comparison of two agents, brought to its end; its id."""
+    target = Target("ollama", url=server.url, assume_yes=True)
+    rules: dict[str, Any] = {"counts": [2], "can_parallel": False, "owned": False, "rounds": 1, "seed": 3, **plan}
+    workload = rules.pop("workload", replace(work(2), output_tokens=5))
+    run = create_agents_run(journal, target, known_of(server), workload, **rules)
+    assert start_worker(journal, run.id).wait(90) == 0
+    return run.id
+
+
+def test_agents_that_wait_for_each_other_are_a_finding(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(slots=1, decode_s=0.15)) as server:
+        found = codes(journal, finished(journal, server))
+    assert found["queueing"] == "queueing/slots"
+
+
+def test_agents_that_reload_each_others_model_are_a_finding_and_no_figure(journal: Journal) -> None:
+    each = (Options(num_ctx=2048), Options(num_ctx=3072))
+    with in_thread(ScriptedOllama(slots=2, load_s=1.1)) as server:
+        run = finished(journal, server, each=each, workload=replace(work(2), output_tokens=3))
+    assert codes(journal, run)["reload-thrash"] == "reload-thrash/own-options"
+    thrashed = [row.measurement.void_reason for row in journal.measurements(run) if row.candidate == "c1"]
+    assert thrashed.count("reload-inside") >= 3
+
+
+def test_a_further_instance_that_finds_no_memory_is_told_of_with_the_first_one(
+    journal: Journal, two: tuple[ScriptedOllama, ScriptedOllama]
+) -> None:
+    first, second = two
+    second.capacity_bytes = 1
+    run = finished(journal, first, urls=[first.url, second.url])
+    finding = next(one for one in journal.findings(run) if one.code == "vram-exhaustion")
+    assert "vram-exhaustion/two-servers" in [one.id for one in finding.causes]
+    facts = report(journal, journal.run(run))
+    assert facts is not None
+    assert [arm["candidate"] for arm in facts["arms"]] == ["c0", "c1"], "the others' figures stand"
+    assert not second.loaded
 
 
 # ---- plans -----------------------------------------------------------------------------------------------------------

@@ -113,10 +113,10 @@ def table(journal: Journal, run: Run) -> dict[str, Any]:
     }
 
 
-def resumed_again_and_again(journal: Journal, kills: int, seed: int) -> None:
+def resumed_again_and_again(journal: Journal, kills: int, seed: int, candidates: int = 5) -> None:
     """Compare an uninterrupted sweep with one whose worker is killed at random points."""
     rules: dict[str, Any] = {"rounds": 3}
-    axes = {"num_thread": (1, 2, 3, 4, 5)}
+    axes = {"num_thread": tuple(range(1, candidates + 1))}
     gains = {2: 1.04, 4: 1.10}
     whole, broken = Stage(journal, gains), Stage(journal, gains, wait_s=0.01)
     with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=whole)) as server:
@@ -133,17 +133,15 @@ def resumed_again_and_again(journal: Journal, kills: int, seed: int) -> None:
             child = start_worker(journal, second.id)
             before = len(done_sessions(journal, second))
             # Each life gets its share of what is left, so that the kills are spread over the whole run.
-            target = before + max(1, (needed - before) // (kills - killed + 1))
+            target = min(before + (needed - before) // (kills - killed + 1), needed - 1)
             wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]
-            time.sleep(chance.uniform(0.0, 0.15))
+            time.sleep(chance.uniform(0.0, 0.3))
             os.kill(child.pid, signal.SIGKILL)
             child.wait(10)
             killed += 1
-            if journal.run(second.id).state == "done":
-                break
             assert journal.run(second.id).state == "crashed"
         assert finish(journal, second).state == "done"
-    assert killed >= min(kills, needed // 2)
+    assert killed == kills
     assert table(journal, first) == table(journal, second)
     counted = done_sessions(journal, second)
     assert len(counted) == len(set(counted)), "a session was counted twice"
@@ -164,7 +162,7 @@ def test_a_sweep_whose_worker_is_killed_ends_with_the_table_of_an_uninterrupted_
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifty_kills_change_nothing_in_the_table(journal: Journal) -> None:
-    resumed_again_and_again(journal, kills=50, seed=2)
+    resumed_again_and_again(journal, kills=50, seed=2, candidates=12)
 
 
 def test_memory_runs_out_once_a_line_and_nothing_beyond_is_launched(journal: Journal) -> None:
@@ -498,7 +496,11 @@ def test_the_vram_forecast_rules_out_what_cannot_fit() -> None:
 
 def test_a_space_of_over_24_settings_is_searched_in_cohorts_of_different_effects(journal: Journal) -> None:
     stage = Stage(journal, {1: 1.0, 2: 1.05, 3: 1.10}, sd=0.003)
-    axes = {"num_gpu": (5, 10, 15, 19, 60), "num_ctx": (512, 1024, 2048), "num_thread": (1, 2, 3)}
+    axes: dict[str, tuple[Any, ...]] = {
+        "num_gpu": (5, 10, 15, 19, 60),
+        "num_ctx": (512, 1024, 2048),
+        "num_thread": (1, 2, 3),
+    }
     with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
         drawn = sketch("sweep", known_of(server), axes, SMALL, seed=4, preflight=3, rounds=3)
         assert drawn.plan.cohorts_planned == 4

@@ -72,7 +72,7 @@ def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_
 @pytest.mark.timeout(300)
 def test_temperatures_are_compared_inside_one_load(journal: Journal) -> None:
     done = chimera(
-        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "8", "--no-confirm", "--preflight", "4",
+        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "8", "--no-confirm", "--preflight", "3",
         "--output-tokens", "24", "--prompt-tokens", "16", "--seed", "5", "--json", timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -140,3 +140,18 @@ async def test_a_chart_works_from_twenty_by_five(size: tuple[int, int]) -> None:
         text = screen_text(app)
     assert "Rate [x]" in text
     assert any("⠀" < char <= "⣿" for char in text)
+
+
+def test_marks_of_one_moment_stand_beside_each_other_and_no_label_is_written_over_them() -> None:
+    plot = filled([50.0] * 60)
+    for letter in "PLA":
+        plot.mark(1030.0, letter)
+    assert "PLA" in picture(plot, 60, 12).splitlines()[-2]
+    small = picture(plot, 60, 6).splitlines()[-1]
+    assert "PLA" in small
+    assert "30 s" not in small
+    assert "15 s" in small
+
+
+def test_without_a_point_there_is_no_time_of_day() -> None:
+    assert ":" not in picture(Plot(epoch=1_764_338_400.0))

@@ -14,6 +14,7 @@ from chimera.widgets.chart import zoom
 from chimera.widgets.findings import FindingsPanel
 from chimera.widgets.gpu import GpuPanel
 from chimera.widgets.host import HostPanel
+from chimera.widgets.lanes import LanesPanel
 from chimera.widgets.log import EventLog
 from chimera.widgets.progress import RunPanel
 from chimera.widgets.server import ServerPanel
@@ -47,8 +48,8 @@ class Dashboard(Screen[None]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._fed = 0.0
-        """When the snapshot was taken that the second chart has."""
+        self._shown = 0.0
+        """When the snapshot was taken that is on the screen; there are more paints than snapshots."""
         self._chosen = False
         """What the second chart shows has been decided."""
         self._ttft: object = None
@@ -62,6 +63,7 @@ class Dashboard(Screen[None]):
             yield ThroughputPanel(id="throughput", epoch=epoch)
             yield TrendChart(id="trend", epoch=epoch)
             yield TtftPanel(id="ttft")
+            yield LanesPanel(id="lanes")
         with Horizontal(id="machine"):
             yield GpuPanel(id="gpu")
             yield HostPanel(id="host")
@@ -81,12 +83,14 @@ class Dashboard(Screen[None]):
         )
         others = state.others_ttft()
         self.query_one("#ttft", TtftPanel).update(state.measurements, others)
-        if snapshot is not None:
+        self._agents(state)
+        if snapshot is not None and snapshot.at != self._shown:
+            self._shown = snapshot.at
             self.query_one("#gpu", GpuPanel).update(snapshot.gpus, state.parts)
             self.query_one("#host", HostPanel).update(snapshot.host)
             self._course(state, snapshot)
         for mark in state.new_marks():
-            self._mark(mark)
+            self._mark(mark, state.epoch)
         count = len(state.book.alerts)
         subtitle = f"▲ {count} alert{'s' if count > 1 else ''}: l" if count else ""
         log = self.query_one("#log", EventLog)
@@ -113,6 +117,15 @@ class Dashboard(Screen[None]):
             voids=voids,
         )
 
+    def _agents(self, state: LiveState) -> None:
+        """A lane for each agent in place of the last requests, while several are at work."""
+        several = state.running and state.update is not None and state.update.run.workload.agents > 1
+        if several is not self.has_class("-agents"):
+            self.set_class(several, "-agents")
+        if several:
+            lanes = state.progress.lanes if state.progress is not None else ()
+            self.query_one("#lanes", LanesPanel).update(lanes, state.update.run.workload.output_tokens)  # type: ignore[union-attr]  # there is a run
+
     def log_line(self, text: str, *, at: float, level: str) -> None:
         """A line for the log."""
         severity = {"warn": "warn", "error": "error", "notice": "notice"}.get(level, "info")
@@ -123,10 +136,7 @@ class Dashboard(Screen[None]):
         return self.query_one("#throughput", ThroughputPanel), self.query_one("#trend", TrendChart)
 
     def _course(self, state: LiveState, snapshot: Snapshot) -> None:
-        """Feed the second chart, once a snapshot."""
-        if snapshot.at == self._fed:
-            return
-        self._fed = snapshot.at
+        """Feed the second chart."""
         trend = self.query_one("#trend", TrendChart)
         if not self._chosen:
             # Without a GPU there is nothing to see in its curves.
@@ -142,11 +152,13 @@ class Dashboard(Screen[None]):
             self._ttft = ttft
         trend.feed(snapshot.at, values, gpus=sum(info.parent is None for info in snapshot.gpus.infos))
 
-    def _mark(self, mark: Mark) -> None:
+    def _mark(self, mark: Mark, epoch: float) -> None:
         """Draw a moment on the charts, and say in the log what it is."""
         letter = "U" if mark.text.endswith("unloaded") else LETTERS.get(mark.kind, "?")
         for chart in self._charts:
             chart.mark(mark.at, letter)
+        if mark.kind == "model":
+            self.log_line(mark.text, at=epoch + mark.at, level="info")
 
     def action_freeze(self) -> None:
         """Freeze or thaw the charts."""
