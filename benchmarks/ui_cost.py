@@ -163,7 +163,7 @@ def key_times(command: Sequence[str], env: Mapping[str, str], count: int) -> dic
             terminal.press("l")
             screens.append(terminal.until(b"noted", 10))
             terminal.press("\x1b")
-            terminal.read_for(0.3)
+            terminal.until(b"Throughput", 10)
     return {"key_ms": 1000 * _p95(keys), "screen_ms": 1000 * _p95(screens)}
 
 

@@ -54,6 +54,9 @@ def open_ui(options: UiOptions) -> int:
     return app.return_code or 0
 
 
+IDLE_PAINT_S = 0.95
+
+
 class ChimeraApp(App[None]):
     """Watches and steers; measures nothing itself."""
 
@@ -83,6 +86,7 @@ class ChimeraApp(App[None]):
         self.farewell = ""
         over_ssh = bool(os.environ.get("SSH_CONNECTION"))
         self.paint_s = 1.0 if over_ssh else 0.5
+        self._painted = 0.0
         self.telemetry = feeds.TelemetryFeed(self.post, 1.0)
         self.journal = feeds.JournalFeed(self.post)
         self.journal_thread: Thread | None = None
@@ -92,7 +96,7 @@ class ChimeraApp(App[None]):
 
     def on_mount(self) -> None:
         """Start the threads; the first paint does not wait for them."""
-        self.set_interval(self.paint_s, self.paint)
+        self.set_interval(self.paint_s, self._tick)
         self.call_after_refresh(self.start_feeds)
 
     def start_feeds(self) -> None:
@@ -239,16 +243,21 @@ class ChimeraApp(App[None]):
     def board(self) -> Dashboard | None:
         """The dashboard, once it is there."""
         for screen in self.screen_stack:
-            if isinstance(screen, Dashboard) and screen.is_mounted:
+            if isinstance(screen, Dashboard) and screen.has_panels:
                 return screen
         return None
 
+    def _tick(self) -> None:
+        """Paint: during a run at each tick, for its tokens; else once a second, as readings come."""
+        if self.state.running or time.monotonic() - self._painted >= IDLE_PAINT_S:
+            self.paint()
+
     def paint(self) -> None:
         """Show the newest of everything."""
-        now = time.monotonic()
+        now = self._painted = time.monotonic()
         for screen in self.screen_stack:
             paint = getattr(screen, "paint", None)
-            if paint is not None and screen.is_mounted:
+            if paint is not None and screen.is_mounted and getattr(screen, "has_panels", True):
                 paint(self.state, now)
 
     def log_line(self, text: str, level: str) -> None:

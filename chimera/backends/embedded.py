@@ -241,7 +241,10 @@ def host_bytes(path: Path, config: Mapping[str, Any]) -> int | None:
     from chimera.model.memory import kv_cache
     from chimera.model.shape import from_gguf
 
-    shape = from_gguf(path)
+    try:
+        shape = from_gguf(path)
+    except ConfigError:
+        return None  # llama.cpp will say what is wrong with the file
     kv = kv_cache(
         shape,
         config["num_ctx"],

@@ -34,6 +34,8 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     for one in facts.get("thermal", []):
         emit(f"heat     {one['gpu'] + ': ' if one['gpu'] else ''}{one['verdict']}")
     _emit_verdicts(facts)
+    if facts.get("recommendation"):
+        _emit_conclusion(facts)
     if facts.get("agents"):
         emit_agents(facts["agents"])
     for finding in facts.get("findings", []):

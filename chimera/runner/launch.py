@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from chimera.domain.options import Options
 from chimera.domain.preset import Preset
-from chimera.domain.run import Run, Target, Trial
+from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.workload import Workload
 from chimera.errors import ChimeraError
 from chimera.store.home import home, private_folder
@@ -72,6 +72,7 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
 
     Raises `ChimeraError` with the end of its log where it ends at once.
     """
+    before = journal.run(run_id)
     log = log_path(run_id)
     private_folder(log.parent)
     command = [*_scope(), sys.executable, "-m", "chimera", "worker", run_id]
@@ -90,7 +91,12 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
     deadline = time.monotonic() + _START_S
     while time.monotonic() < deadline:
         ended = child.poll() is not None
-        if journal.is_held(run_id) or journal.run(run_id).state not in {"queued", "crashed"}:
+        run = journal.run(run_id)
+        if before.state in ENDED:  # whoever follows a resumed run must not take its old end for the new one
+            taken = (run.state, run.ended_at) != (before.state, before.ended_at)
+        else:
+            taken = journal.is_held(run_id) or run.state not in {"queued", "crashed"}
+        if taken:
             return child
         if ended:
             words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]

@@ -128,7 +128,7 @@ def advance(journal: Journal, run: Run) -> Next | Done:
         if not played:
             if _draw_next(journal, run):
                 continue
-            return Done("No step can matter here: every setting has the effect of the defaults.")
+            return Done("No step was run: each says why it was skipped.")
         plan, now = played[-1]
         if isinstance(now.step, NeedCohort):
             propose_cohort(journal, run, plan, now, now.step.number)

@@ -163,8 +163,9 @@ def _draw(
 def _fitted(journal: Journal, run: Run, plan: Plan, left: int) -> Plan | str:
     """The plan cut to this step's share of what is left of the budget, or why even the shortest does not fit.
 
-    Fewer rounds of confirmation first, down to 8; then none, and fewer rounds, down to 3. The time that counts is that
-    of the sessions, so that a pause or a crash takes nothing from it.
+    Fewer rounds of confirmation first, down to 8; then none, and fewer rounds, down to 3. The shortest form may take
+    more than its share: the earlier steps matter most. The time that counts is that of the sessions, so that a pause or
+    a crash takes nothing from it.
     """
     budget = run.plan.get("budget_s")
     if not budget:
@@ -174,7 +175,7 @@ def _fitted(journal: Journal, run: Run, plan: Plan, left: int) -> Plan | str:
     if pace is None:
         return plan
     used = sum((one.ended_at or 0) - (one.started_at or 0) for one in journal.sessions(run.id) if one.ended_at)
-    share = max(0.0, budget - used) / left
+    rest = max(0.0, budget - used)
     longest = plan.confirm_rounds or plan.confirm_max
     tries = [
         replace(plan, confirm_max=most, confirm_rounds=most if plan.confirm_rounds else None)
@@ -184,11 +185,10 @@ def _fitted(journal: Journal, run: Run, plan: Plan, left: int) -> Plan | str:
         replace(plan, confirm=False, preflight=0, screen_rounds=rounds, confirm_rounds=None)
         for rounds in range(plan.screen_rounds, MIN_ROUNDS - 1, -1)
     ]
-    for one in tries:
-        seconds = estimate(one, run.workload, pace=pace).seconds or 0.0
-        if seconds <= share:
-            return one
-    return f"its shortest form takes about {seconds:.0f} s, and its share of the budget is {share:.0f} s."
+    costs = [estimate(one, run.workload, pace=pace).seconds or 0.0 for one in tries]
+    fitting = (one for one, seconds in zip(tries, costs, strict=True) if seconds <= rest / left)
+    chosen_form = next(fitting, None) or (tries[-1] if costs[-1] <= rest else None)
+    return chosen_form or f"its shortest form takes about {costs[-1]:.0f} s, and {rest:.0f} s of the budget are left."
 
 
 def _axis(name: str, known: Survey) -> tuple[str, Sequence[OptionValue]]:

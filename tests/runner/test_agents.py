@@ -59,6 +59,8 @@ from tests.tuning.test_concurrency import played
 
 from .test_worker import chimera, facts_of, journal, wait_until
 
+pytestmark = pytest.mark.slow  # real engines and service times: minutes, and a calm machine
+
 __all__ = ["journal"]
 
 SEED = 4000

@@ -28,6 +28,8 @@ from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
 from tests.telemetry.standin import no_driver_env, nvml_env
 
+pytestmark = pytest.mark.slow  # real engines and service times: minutes, and a calm machine
+
 LOUD = SEVERITIES.index("notice")
 
 

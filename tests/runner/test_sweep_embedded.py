@@ -15,7 +15,7 @@ from .test_worker import chimera, facts_of, journal
 
 __all__ = ["journal"]
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.embedded, pytest.mark.slow]
 
 
 def session_values(facts: dict[str, Any], phase: str) -> dict[int, dict[str, float]]:

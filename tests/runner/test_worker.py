@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -170,11 +171,12 @@ def test_a_queued_run_waits_for_the_one_before_it(journal: Journal) -> None:
     with in_thread(ScriptedOllama(decode_s=0.02)) as server:
         target = Target("ollama", url=server.url, assume_yes=True)
         small = Workload(requests=4, output_tokens=10, prompt_tokens=8)
-        first = create_run(journal, target, Options(), small)
+        first = create_run(journal, target, Options(), replace(small, requests=60))
         start_worker(journal, first.id)
         second = create_run(journal, target, Options(), small, after=first.id)
         start_worker(journal, second.id)
         assert journal.run(second.id).state == "queued"
+        journal.send(first.id, "stop")
         wait_until(lambda: journal.run(second.id).state == "done", 60)
         ended, began = journal.run(first.id).ended_at, journal.run(second.id).started_at
         assert ended is not None

@@ -5,13 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from textual.pilot import Pilot
 
 from chimera.domain.run import Lane
 from chimera.domain.workload import Workload
 from chimera.tui.messages import RunChanged
 from tests.widgets.screens import screen_text
 
-from .quiet import QuietApp, update
+from .quiet import QuietApp, until, update
+
+
+async def painted(app: QuietApp, pilot: Pilot[None], wanted: str) -> str:
+    """The screen once it says so."""
+
+    def says() -> bool:
+        app.paint()
+        return wanted in screen_text(app)
+
+    await until(pilot, says)
+    return screen_text(app)
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
@@ -24,16 +36,10 @@ async def test_a_run_with_agents_shows_a_lane_each_and_their_rate_together(size:
         progress = replace(told.progress, stage="measuring", rate=33.0, lanes=lanes)
         run = replace(told.run, workload=Workload(agents=2))
         app.post_message(RunChanged(replace(told, run=run, progress=progress)))
-        await pilot.pause()
-        app.paint()
-        await pilot.pause()
-        shown = screen_text(app)
+        shown = await painted(app, pilot, "2 agents together")
         assert "Agents" in shown
         assert "decoding" in shown
         assert "queued" in shown
         assert "2 agents together" in shown
         app.post_message(RunChanged(replace(told, run=replace(run, state="done"), progress=None)))
-        await pilot.pause()
-        app.paint()
-        await pilot.pause()
-        assert "decoding" not in screen_text(app), "afterwards the last requests stand there again"
+        assert "decoding" not in await painted(app, pilot, "last request"), "the last requests stand there again"

@@ -74,6 +74,11 @@ class Dashboard(Screen[None]):
         yield FindingsPanel(id="findings")
         yield Footer(show_command_palette=False, compact=True)
 
+    @property
+    def has_panels(self) -> bool:
+        """Its panels are there: a message may come between the screen's mounting and theirs."""
+        return len(self.query("#throughput, #log, #run, #host")) == 4
+
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; a panel whose rows did not change sends nothing."""
         update, snapshot = state.update, state.snapshot
