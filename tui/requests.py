@@ -49,6 +49,10 @@ def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, a
     """Create the run of a preset and start its worker; it waits for `after` where that is given."""
     from chimera.runner.launch import create_run, start_worker
 
+    if after is not None:
+        # The newest one that is not done yet, so that queued runs wait for each other and never run side by side.
+        waiting = (one.id for one in journal.runs(limit=20) if journal.is_held(one.id))
+        after = next(waiting, None)
     run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=after)
     if after is None:
         feed.follow(run.id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from chimera.domain.text import plain
+
 from .agents_text import emit_agents
 from .output import emit, emit_table
 
@@ -20,7 +22,7 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
         emit(f"server   {server.get('title') or server.get('kind')}  {server.get('url') or ''}".rstrip())
     if model:
         details = [model.get("quantization"), f"{model['block_count']} layers" if model.get("block_count") else None]
-        emit(f"model    {model['name']}  {' '.join(str(part) for part in details if part)}".rstrip())
+        emit(f"model    {plain(model['name'])}  {' '.join(str(part) for part in details if part)}".rstrip())
     if run["kind"] in _COMPARING or len(facts["trials"]) > 1:
         _emit_trials(facts)
     else:

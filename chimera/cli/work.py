@@ -30,6 +30,12 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.
 RunRef = Annotated[str, typer.Argument(help="Id of a run, the beginning of one, or `last`.")]
 
 
+WORKLOAD_LIMITS = {"requests": 10_000, "prompt_tokens": 10_000_000, "output_tokens": 1_000_000}
+"""The most that a run may be asked for, as for presets."""
+LONGEST_TIMEOUT_S = 86_400.0
+LARGEST_SEED = 2**31 - 1
+
+
 def register(app: typer.Typer) -> None:
     """Add the commands to the application."""
     app.command("run")(run)
@@ -77,9 +83,10 @@ def run(
         bool,
         typer.Option("--fixed-prompt", help="The same prompt each time: a cache may answer, and no TTFT is claimed."),
     ] = False,
-    timeout: Annotated[float, typer.Option(help="Longest silence of the server, seconds.")] = 120.0,
+    timeout: Annotated[float | None, typer.Option(help="Longest silence of the server, seconds; 120.")] = None,
     seed: Annotated[
-        int | None, typer.Option(help="Of prompts and sampling; else a fresh one, which is recorded.")
+        int | None,
+        typer.Option(min=0, max=LARGEST_SEED, help="Of prompts and sampling; else a fresh one, which is recorded."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
     server: Server = None,
@@ -133,7 +140,11 @@ def follow(journal: Journal, created: Run, *, detach: bool, json: bool, measurem
     """Start the worker of a run and follow it to its end, or leave it alone; ends the command with its exit code."""
     from chimera.runner.launch import start_worker
 
-    child = start_worker(journal, created.id)
+    try:
+        child = start_worker(journal, created.id)
+    except KeyboardInterrupt:
+        say(f"\ndetached: run {created.id} may go on; `chimera attach {created.id}` shows it.")
+        raise typer.Exit(4) from None
     if detach:
         say(f"run {created.id} started; `chimera attach {created.id}` follows it.")
         if json:
@@ -151,12 +162,12 @@ def workload_from(base: Workload, values: dict[str, int | float | str | None], f
     from chimera.measure.session import read_prompt_file
 
     given = {name: value for name, value in values.items() if value is not None}
-    for name in ("requests", "prompt_tokens", "output_tokens"):
-        if name in given and int(given[name]) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: takes 1 or more.")
-    if float(given.get("timeout_s", 1)) <= 0:
-        raise ConfigError(f"--timeout {given['timeout_s']}: takes more than 0 seconds.")
-    workload = replace(base, **given, fixed_prompt=fixed)  # type: ignore[arg-type]  # checked above, by name
+    for name, most in WORKLOAD_LIMITS.items():
+        if name in given and not 1 <= int(given[name]) <= most:
+            raise ConfigError(f"--{name.replace('_', '-')} {given[name]}: takes 1 to {most:,}.")
+    if not 0 < float(given.get("timeout_s", 1)) <= LONGEST_TIMEOUT_S:
+        raise ConfigError(f"--timeout {given['timeout_s']}: takes more than 0 and up to {LONGEST_TIMEOUT_S:,.0f} s.")
+    workload = replace(base, **given, fixed_prompt=fixed or base.fixed_prompt)  # type: ignore[arg-type]  # checked above, by name
     if workload.prompt_file:
         read_prompt_file(workload.prompt_file)
     return workload

@@ -108,7 +108,9 @@ async def measure(
         reason = _judge(result, seen, request, prompt, alone, before, after, cache_allowed)
         result = replace(result, void_reason=reason)
     if (result.cached_tokens or 0) > CACHED_TOKENS_ALLOWED:
-        result = replace(result, ttft_s=None if cache_allowed else result.ttft_s, prefill_tok_s=None)
+        result = replace(result, prefill_tok_s=None)
+    if cache_allowed:
+        result = replace(result, ttft_s=None, prefill_tok_s=None)
     return Timed(result, "".join(seen.text))
 
 

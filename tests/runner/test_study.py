@@ -559,7 +559,7 @@ def test_tune_skips_what_cannot_matter_and_what_the_budget_does_not_hold(journal
         known = replace(known_of(server, small), defaults=Options(num_ctx=256), gpus=0, cores=1)
         known = replace(known, pace=Pace(1.0, 1.0))
         run = create_tune(
-            journal, Target("ollama", url=server.url, assume_yes=True), known, SMALL, seed=2, budget_s=20.0
+            journal, Target("ollama", url=server.url, assume_yes=True), known, SMALL, seed=2, budget_s=10.0
         )
         run = finish(journal, run)
     assert run.state == "done", run.error
