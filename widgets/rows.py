@@ -15,7 +15,7 @@ Tone = Literal[
     "chart", "guide", "bar", "track", "part1", "part2", "part3", "part4", "cursor",
 ]  # fmt: skip
 """What a piece of text is, not how it looks: each tone is a component class, `panel--TONE`."""
-TONES: tuple[Tone, ...] = Tone.__args__  # type: ignore[attr-defined]
+TONES: tuple[Tone, ...] = Tone.__args__  # type: ignore[attr-defined]  # a Literal has its words
 
 Align = Literal["left", "right"]
 

@@ -64,7 +64,7 @@ def list_(
 
     journal = Journal.open()
     try:
-        found = journal.runs(kind=kind, model=model, text=text, limit=limit)  # type: ignore[arg-type]
+        found = journal.runs(kind=kind, model=model, text=text, limit=limit)  # type: ignore[arg-type]  # any word: none matches
         if json:
             emit_json({"schema_version": 1, "runs": [run_document(run) for run in found]})
             return

@@ -251,10 +251,10 @@ def sane(evidence: EvidenceSet) -> EvidenceSet:
     cleaned = cast(EvidenceSet, _clean("", "", evidence))
 
     def in_order(samples: tuple[_T, ...]) -> tuple[_T, ...]:
-        times = [each.at for each in samples]  # type: ignore[attr-defined]
+        times = [each.at for each in samples]  # type: ignore[attr-defined]  # samples have a time
         if all(a <= b for a, b in itertools.pairwise(times)):
             return samples
-        return tuple(sorted(samples, key=lambda each: each.at))  # type: ignore[attr-defined]
+        return tuple(sorted(samples, key=lambda each: each.at))  # type: ignore[attr-defined]  # as above
 
     return replace(
         cleaned,

@@ -936,7 +936,7 @@ def _read_own(path: Path, text: str) -> Sheet:
 
 
 def _known(values: Mapping[str, Any], cls: type) -> dict[str, Any]:
-    names = cls.__dataclass_fields__  # type: ignore[attr-defined]
+    names = cls.__dataclass_fields__  # type: ignore[attr-defined]  # every caller gives a dataclass
     return {name: plain(value) if isinstance(value, str) else value for name, value in values.items() if name in names}
 
 

@@ -178,7 +178,7 @@ class Journal:
                 if connection.scalar(select(schema.run.c.seq).where(schema.run.c.id == run_id)) is not None:
                     continue
                 result = connection.execute(insert(schema.run).values(id=run_id, **values))
-                seq: int = result.inserted_primary_key[0]  # type: ignore[index]
+                seq: int = result.inserted_primary_key[0]  # type: ignore[index]  # an insert has a key
                 _write_trials(connection, seq, trials)
                 self._seqs[run_id] = seq
                 break

@@ -240,7 +240,7 @@ class NvmlCollector:
         try:
             self._count(1)
             pynvml.nvmlInit()
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - a driver may raise anything; the reason is shown
             self._refused(error, now)
             return
         self._pid = os.getpid()
@@ -469,7 +469,7 @@ class NvmlCollector:
             self._count(1)
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._event_set, 1)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:  # noqa: BLE001 - a driver may raise anything; the reason is shown
                 if code_of(error) in {3, 13}:
                     self._event_set = None
                 elif code_of(error) != TIMEOUT:

@@ -134,7 +134,7 @@ class Dashboard(Screen[None]):
     def log_line(self, text: str, *, at: float, level: str) -> None:
         """A line for the log."""
         severity = {"warn": "warn", "error": "error", "notice": "notice"}.get(level, "info")
-        self.query_one("#log", EventLog).write(text, at=at, severity=severity)  # type: ignore[arg-type]
+        self.query_one("#log", EventLog).write(text, at=at, severity=severity)  # type: ignore[arg-type]  # one of the four
 
     @property
     def _charts(self) -> tuple[ThroughputPanel, TrendChart]:

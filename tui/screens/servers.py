@@ -125,12 +125,12 @@ class PickServer(ModalScreen[Target | None]):
         address = event.value.strip()
         if address:
             self.query_one(Static).update(f"trying {plain(address)} …")
-            self.app.look_for_servers(address)  # type: ignore[attr-defined]
+            self.app.look_for_servers(address)  # type: ignore[attr-defined]  # the app is ChimeraApp
 
     def action_again(self) -> None:
         """Ask around once more."""
         self.query_one(Static).update("looking …")
-        self.app.look_for_servers(None)  # type: ignore[attr-defined]
+        self.app.look_for_servers(None)  # type: ignore[attr-defined]  # the app is ChimeraApp
 
     def action_back(self) -> None:
         """From models to servers, from servers out."""
