@@ -253,7 +253,47 @@ class Plot:
         return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
-class TimeChart(Panel):
+class PlotPanel(Panel):
+    """A panel with a plot in it: what its window, its marks and standing still have in common."""
+
+    FROZEN: ClassVar[str] = "frozen"
+    """Stands in the border while the picture does."""
+    plot: Plot
+
+    def mark(self, at: float, letter: str) -> None:
+        """Mark a moment with a letter."""
+        self.plot.mark(at, letter)
+        self.redraw()
+
+    @property
+    def window_s(self) -> float:
+        """Seconds that the chart shows."""
+        return self.plot.window_s
+
+    @window_s.setter
+    def window_s(self, seconds: float) -> None:
+        self.plot.show_window(seconds)
+        self.redraw()
+
+    @property
+    def frozen(self) -> bool:
+        """The picture stands still."""
+        return self.plot.frozen
+
+    @frozen.setter
+    def frozen(self, on: bool) -> None:
+        self.plot.freeze(on)
+        self.border_subtitle = self.FROZEN if on else None
+        self.redraw()
+
+    def clear(self) -> None:
+        """Forget all points and marks."""
+        self.plot.clear()
+        self.border_subtitle = None
+        self.redraw()
+
+
+class TimeChart(PlotPanel):
     """One value over time with its axes, lines to compare with, and marks for what happened."""
 
     HELP: ClassVar[str | None] = """\
@@ -295,38 +335,6 @@ A letter on the time axis marks a moment that the log explains.
     def set_guides(self, *guides: Guide) -> None:
         """Show these horizontal lines and no others."""
         self.plot.guides = guides
-        self.redraw()
-
-    def mark(self, at: float, letter: str) -> None:
-        """Mark a moment with a letter."""
-        self.plot.mark(at, letter)
-        self.redraw()
-
-    @property
-    def window_s(self) -> float:
-        """Seconds that the chart shows."""
-        return self.plot.window_s
-
-    @window_s.setter
-    def window_s(self, seconds: float) -> None:
-        self.plot.show_window(seconds)
-        self.redraw()
-
-    @property
-    def frozen(self) -> bool:
-        """The picture stands still."""
-        return self.plot.frozen
-
-    @frozen.setter
-    def frozen(self, on: bool) -> None:
-        self.plot.freeze(on)
-        self.border_subtitle = "frozen" if on else None
-        self.redraw()
-
-    def clear(self) -> None:
-        """Forget all points and marks."""
-        self.plot.clear()
-        self.border_subtitle = None
         self.redraw()
 
     def build(self, width: int, height: int) -> list[Row]:

@@ -9,8 +9,7 @@ from typing import ClassVar
 from chimera.domain.readings import Missing, Reading, number
 
 from . import format
-from .chart import Guide, Plot
-from .panel import Panel
+from .chart import Guide, Plot, PlotPanel
 from .rows import Line, Row
 
 FALLEN, FEWEST = 0.1, 3
@@ -41,10 +40,11 @@ def large(text: str) -> tuple[str, str, str]:
     )
 
 
-class ThroughputPanel(Panel):
+class ThroughputPanel(PlotPanel):
     """Tokens a second: now, over the run, against its baseline and the bandwidth roof."""
 
     TITLE = "Throughput"
+    FROZEN = "chart frozen"
     HELP: ClassVar[str | None] = """\
 ## Throughput
 
@@ -102,38 +102,6 @@ a request of ours in flight, the last one, or all clients of the server together
             guides.append(Guide("roof", ceiling))
         self.plot.guides = tuple(guides)
         self.plot.append(at, number(rate))
-        self.redraw()
-
-    def mark(self, at: float, letter: str) -> None:
-        """Mark a moment with a letter."""
-        self.plot.mark(at, letter)
-        self.redraw()
-
-    @property
-    def window_s(self) -> float:
-        """Seconds that the chart shows."""
-        return self.plot.window_s
-
-    @window_s.setter
-    def window_s(self, seconds: float) -> None:
-        self.plot.show_window(seconds)
-        self.redraw()
-
-    @property
-    def frozen(self) -> bool:
-        """The chart stands still; the number goes on."""
-        return self.plot.frozen
-
-    @frozen.setter
-    def frozen(self, on: bool) -> None:
-        self.plot.freeze(on)
-        self.border_subtitle = "chart frozen" if on else None
-        self.redraw()
-
-    def clear(self) -> None:
-        """Forget the course."""
-        self.plot.clear()
-        self.border_subtitle = None
         self.redraw()
 
     def build(self, width: int, height: int) -> list[Row]:
