@@ -42,12 +42,17 @@ class Headers:
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Newly generated text has arrived; normally one token."""
+    """Newly generated text has arrived; normally one token.
+
+    A token that ends inside a character has no text yet: it comes with the next one, or, the last of all, never.
+    """
 
     at: float
     text: str
     count: int = 1
-    """Tokens in this event, where the server's running count tells; else 1."""
+    """Tokens that were generated since the event before."""
+    counted: bool = False
+    """`count` is the server's own; else 1 is assumed, which a server that joins tokens makes too few."""
     thinking: bool = False
 
 

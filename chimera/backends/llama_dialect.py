@@ -271,7 +271,7 @@ class CompletionReader:
         new = self._new_tokens(chunk)
         if new or chunk.content:
             self._counted += new
-            events.append(Tokens(at, chunk.content, max(new, 1)))
+            events.append(Tokens(at, chunk.content, max(new, 1), counted=chunk.tokens_predicted is not None))
         if self._counted > self._limit:
             raise BadAnswer(f"{self._where} sent more tokens than were asked for, without an end.")
         if chunk.stop:

@@ -51,6 +51,8 @@ class _Seen:
     headers_at: float | None = None
     stamps: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    counted: bool = True
+    """The counts are the server's own, for each event so far."""
     text: list[str] = field(default_factory=list)
     done: Done | None = None
 
@@ -126,6 +128,7 @@ async def _receive(backend: Backend, request: GenerateRequest, seen: _Seen, sent
             if isinstance(event, Tokens):
                 seen.stamps.append(event.at)
                 seen.counts.append(event.count)
+                seen.counted = seen.counted and event.counted
                 seen.text.append(event.text)
                 total += event.count
                 live.token(event.at, event.count, seen.stamps[0] - sent)
@@ -151,10 +154,9 @@ def _figures(backend: Backend, seen: _Seen, sent: float, ended: float) -> Measur
     ttft_s = seen.stamps[0] - sent if seen.stamps else None
     events = sum(seen.counts)
     tokens = done.completion_tokens if done.completion_tokens is not None else events
-    # A stop token is counted by the server but has no text: then the events are what the stamps belong to.
-    stamped = events if 0 <= tokens - events <= 1 else tokens
     span_s = seen.stamps[-1] - seen.stamps[0] if seen.stamps else 0.0
-    client_rate = (stamped - 1) / span_s if stamped > 1 and span_s > 0 else None
+    between = _between(seen, tokens, done.finish_reason)
+    client_rate = between / span_s if between > 0 and span_s > 0 else None
     server_rate = (tokens - 1) / done.decode_s if tokens > 1 and done.decode_s else None
     if server_rate is not None and tokens == done.completion_tokens == 1:
         server_rate = None
@@ -198,6 +200,17 @@ def _figures(backend: Backend, seen: _Seen, sent: float, ended: float) -> Measur
         finish_reason=done.finish_reason,
         retries=done.retries,
     )
+
+
+def _between(seen: _Seen, tokens: int, finish_reason: str | None) -> int:
+    """Tokens that were generated from the first to the last stamp; the first event's own are not among them.
+
+    Where the server counts as it streams, its counts say so even if the first or the last token came without a text
+    of its own. Elsewhere the total is all there is: less the token that ended the answer, which has no text.
+    """
+    if seen.counted:
+        return sum(seen.counts) - seen.counts[0] if seen.counts else 0
+    return tokens - 1 - (finish_reason == "stop" and tokens > len(seen.stamps))
 
 
 def _judge(

@@ -18,7 +18,7 @@ from tests.telemetry.standin import no_driver_env, nvml_env
 GIB = 2**30
 
 
-SHOW = json.loads((Path(__file__).parents[1] / "model" / "show.json").read_text(encoding="utf-8"))
+SHOW = json.loads((Path(__file__).parents[1] / "samples" / "ollama" / "show.json").read_text(encoding="utf-8"))
 
 
 class TellingOllama(ScriptedOllama):

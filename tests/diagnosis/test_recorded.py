@@ -16,20 +16,20 @@ from chimera.domain.workload import Workload
 
 from .builders import WALL, must
 
-SAMPLES = Path(__file__).parent / "samples"
+SAMPLES = Path(__file__).parents[1] / "samples"
 OLLAMA = ServerInfo("ollama", "http://127.0.0.1:11434", "0.0.0")
 GEMMA = ModelInfo("gemma3:270m", block_count=18, trained_ctx=32768, size_bytes=253_113_024)
 
 
 def final(name: str) -> dict[str, Any]:
     """The last object of a recorded stream."""
-    lines = (SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (SAMPLES / "ollama" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     text = "".join(json.loads(line)["raw"] for line in lines[1:])
     return dict(json.loads(text.strip().splitlines()[-1]))
 
 
 def status(name: str) -> int:
-    return int(json.loads((SAMPLES / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0])["status"])
+    return int(json.loads((SAMPLES / "ollama" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()[0])["status"])
 
 
 def request(name: str, at: float, **changes: Any) -> Request:
@@ -92,7 +92,7 @@ def test_out_of_memory_and_a_full_queue_are_told_apart() -> None:
 
 
 def matrix() -> list[dict[str, Any]]:
-    return list(json.loads((SAMPLES / "reload-matrix.json").read_text(encoding="utf-8")))
+    return list(json.loads((SAMPLES / "ollama" / "reload-matrix.json").read_text(encoding="utf-8")))
 
 
 def starts(rows: list[dict[str, Any]]) -> tuple[EngineStart, ...]:
@@ -117,7 +117,7 @@ def test_two_recorded_windows_in_turn_are_thrash() -> None:
 
 def polls() -> tuple[ServerSample, ...]:
     found = []
-    for line in (SAMPLES / "poll-slots-metrics.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in (SAMPLES / "llama-server" / "poll-slots-metrics.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         slots = tuple(
             SlotState(each["id"], each["is_processing"], each.get("id_task"), each.get("n_prompt_tokens"),

@@ -46,8 +46,39 @@ async def test_both_rates_are_n_minus_one_over_time_and_stay_apart() -> None:
 
 
 async def test_a_stop_token_without_text_does_not_raise_the_clients_rate() -> None:
-    result = await figures(answer(tokens=16, completion_tokens=17, decode_s=16 * 0.02))
+    result = await figures(answer(tokens=16, completion_tokens=17, decode_s=16 * 0.02, finish_reason="stop"))
     assert result.client_decode_tok_s == pytest.approx(50.0)
+
+
+@pytest.mark.parametrize("held", [(0,), (7,), (15,), (0, 1, 15), (14, 15)])
+async def test_tokens_that_end_inside_a_character_leave_the_clients_rate_alone(held: tuple[int, ...]) -> None:
+    """llama.cpp holds their text back: it comes with the next token, or never."""
+
+    def play(sent: float) -> list[Event | Exception]:
+        events: list[Event | Exception] = []
+        waiting = 1
+        for number in range(16):
+            if number in held:
+                waiting += 1
+            else:
+                events.append(Tokens(sent + 0.1 + number * 0.02, "x", waiting, counted=True))
+                waiting = 1
+        return [*events, Done(sent + 0.41, prefill_s=0.1, decode_s=0.3, completion_tokens=16, prompt_tokens=65)]
+
+    result = await figures(play)
+    assert result.client_decode_tok_s == pytest.approx(50.0)
+    assert result.decode_tok_s == pytest.approx(50.0)
+    assert result.void_reason is None
+
+
+async def test_a_chunk_with_two_tokens_of_an_answer_that_ran_to_its_limit_counts_as_two() -> None:
+    def play(sent: float) -> list[Event | Exception]:
+        stamps = [sent + 0.1 + number * 0.02 for number in range(16) if number != 7]
+        events = [Tokens(stamp, "x") for stamp in stamps]
+        done = Done(stamps[-1], prefill_s=0.1, decode_s=0.3, completion_tokens=16, finish_reason="length")
+        return [*events, replace(done, prompt_tokens=65)]
+
+    assert (await figures(play)).client_decode_tok_s == pytest.approx(50.0)
 
 
 async def test_coalesced_chunks_are_counted_by_the_server() -> None:

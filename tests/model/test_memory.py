@@ -17,12 +17,14 @@ from chimera.model.shape import ModelShape, from_gguf, from_show
 
 from . import files
 
-LOG = Path(__file__).with_name("ollama-server-log.txt")
+LOG = Path(__file__).parents[1] / "samples" / "ollama" / "server-log-excerpt.txt"
 
 
 @pytest.fixture(scope="module")
 def gemma() -> ModelShape:
-    return from_show(json.loads(Path(__file__).with_name("show.json").read_text(encoding="utf-8")))
+    return from_show(
+        json.loads((Path(__file__).parents[1] / "samples" / "ollama" / "show.json").read_text(encoding="utf-8"))
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +178,7 @@ def test_fit_is_a_matter_of_what_is_free(gemma: ModelShape) -> None:
 
 
 CHILD = """
-import json, sys
+import json, os, sys
 import xllamacpp as x
 cfg = json.loads(sys.argv[1])
 p = x.CommonParams()
@@ -190,7 +192,7 @@ p.cache_ram_mib = 0
 p.verbosity = 4          # from here on the engine tells its buffers
 server = x.Server(p)
 print("ready", flush=True)
-sys.stdin.read()
+os._exit(0)              # an orderly end right after the start hangs now and then
 """
 
 

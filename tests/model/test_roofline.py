@@ -13,7 +13,9 @@ from . import files
 
 @pytest.fixture(scope="module")
 def gemma() -> ModelShape:
-    return from_show(json.loads(Path(__file__).with_name("show.json").read_text(encoding="utf-8")))
+    return from_show(
+        json.loads((Path(__file__).parents[1] / "samples" / "ollama" / "show.json").read_text(encoding="utf-8"))
+    )
 
 
 def test_a_tied_model_reads_all_its_tensors(gemma: ModelShape) -> None:

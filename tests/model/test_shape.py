@@ -12,7 +12,7 @@ from chimera.model.shape import from_gguf, from_show
 
 from . import files
 
-SHOW = Path(__file__).with_name("show.json")
+SHOW = Path(__file__).parents[1] / "samples" / "ollama" / "show.json"
 
 
 def show() -> dict[str, Any]:

@@ -438,7 +438,7 @@ def test_a_further_instance_that_finds_no_memory_is_told_of_with_the_first_one(
 
 
 def test_instances_that_will_not_fit_are_refused_with_the_forecast(journal: Journal) -> None:
-    show = json.loads((Path(__file__).parent.parent / "model" / "show.json").read_text(encoding="utf-8"))
+    show = json.loads((Path(__file__).parent.parent / "samples" / "ollama" / "show.json").read_text(encoding="utf-8"))
     gib = 2.0**30
     with in_thread(ScriptedOllama()) as server:
         known = known_of(server, shape=from_show(show), gpu_free_bytes=0.5 * gib, gpu_total_bytes=8 * gib)
