@@ -27,19 +27,11 @@ from chimera.backends.embedded import Embedded, assemble_model
 from chimera.backends.llama_process import python_program
 from chimera.domain.options import Options
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, ContextExceeded, OutOfMemory, StreamBroken
+from tests.processes import gone
 
 from .contract import BackendContract, collect, done_of, tokens_of, unique_prompt
 
 real = pytest.mark.embedded
-
-
-def gone(pid: int, within_s: float = 6.0) -> bool:
-    deadline = time.perf_counter() + within_s
-    while time.perf_counter() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def children() -> set[int]:

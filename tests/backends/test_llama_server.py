@@ -43,6 +43,7 @@ from chimera.errors import (
     OutOfMemory,
     StreamBroken,
 )
+from tests.processes import gone
 
 from .contract import BackendContract, collect, done_of, tokens_of, unique_prompt
 from .scripted import (
@@ -656,15 +657,6 @@ def test_the_cause_of_a_failed_load_is_the_line_before_those_that_pass_it_on() -
 
 
 # ---- started ---------------------------------------------------------------------------------------------------------
-
-
-def gone(pid: int, within_s: float = 8.0) -> bool:
-    deadline = time.perf_counter() + within_s
-    while time.perf_counter() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
-            return True
-        time.sleep(0.02)
-    return False
 
 
 @pytest.mark.embedded
