@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from statistics import median
+from statistics import fmean, median
 
-from chimera.domain.finding import Finding, Remedy
+from chimera.domain.finding import Evidence, Finding, Remedy
 from chimera.domain.options import Options
 
 from .causes import cause, first_supported, ranked
 from .evidence import EvidenceSet, PastRun
+from .load import on_cpu
+from .thermal import thermal_throttling
 from .thresholds import limit
-from .views import duration, measured, options_in_force, percent, plain, same_model, seen, steady_rates
+from .views import (
+    duration,
+    foreign_share,
+    measured,
+    options_in_force,
+    percent,
+    plain,
+    same_model,
+    seen,
+    steady_rates,
+)
 
 
 def _past(evidence: EvidenceSet) -> list[PastRun]:
@@ -64,6 +76,24 @@ def _changes(evidence: EvidenceSet, last: PastRun) -> list[tuple[str, str, str]]
     return found
 
 
+def _rivals(evidence: EvidenceSet) -> list[Evidence]:
+    """What slows the present down by itself, so that a fall proves little against what changed."""
+    found = [each.evidence[0] for each in thermal_throttling(evidence) if each.severity in {"warn", "error"}]
+    others = foreign_share(evidence) if on_cpu(evidence) else []
+    if others and (share := fmean(value for _, value in others)) >= limit("foreign-cpu-heavy"):
+        found.append(
+            seen(
+                "CPU used by other programs",
+                share,
+                over="foreign-cpu-heavy",
+                unit="% of all cores",
+                via="processes of this host",
+                series=others,
+            )
+        )
+    return found
+
+
 def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
     """The baseline is 15 % and more below earlier runs, and something changed since the last good one."""
     pairs = steady_rates(evidence)
@@ -99,13 +129,17 @@ def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
         window_s=duration([each for each, _ in pairs]),
         series=[(each.at, each.decode_tok_s) for each in past if each.decode_tok_s],
     )
+    rivals = _rivals(evidence)
+    calm = "Something else slows it down now (see the other findings): measure again when that is over."
+    several = "Several things changed: put them back one at a time and measure."
     names = {"version": "server version", "driver": "GPU driver", "model": "model file", "settings": "settings"}
     causes = ranked(
         cause(
             f"server-regression/{what}",
             seen(f"{names[what]} now", new, threshold=old, via="journal"),
+            against=rivals,
             share={"settings": 0.9, "model": 0.8, "version": 0.7, "driver": 0.6}[what] / len(changed),
-            check="" if len(changed) == 1 else "Several things changed: put them back one at a time and measure.",
+            check=calm if rivals else several if len(changed) > 1 else "",
         )
         for what, old, new in changed
     )
@@ -125,9 +159,9 @@ def server_regression(evidence: EvidenceSet) -> Iterator[Finding]:
         remedies.append(Remedy(cures[what], force))
     yield Finding(
         "server-regression",
-        "warn",
+        "notice" if rivals else "warn",
         f"The rate fell by {percent(1 - now / reference)} after the {' and the '.join(names[w] for w, _, _ in changed)}"
-        " changed",
+        f" changed{', and something else slows it down now' if rivals else ''}",
         (shown, *(each for one in causes for each in one.speaks_for)),
         cause=first,
         causes=causes,

@@ -907,6 +907,22 @@ def test_a_baseline_that_fell_after_a_change_names_the_change(before: object, ca
     assert finding.cause == cause
 
 
+@pytest.mark.parametrize(("others", "severity", "against"), [(70.0, "notice", 1), (20.0, "warn", 0)])
+def test_a_busy_machine_speaks_against_a_regression(others: float, severity: str, against: int) -> None:
+    evidence = cpu_only(
+        requests=requests(decode_tok_s=60.0),
+        host_samples=hosts(foreign_cpu_percent=others),
+        history=(past(100.0, options=Options(num_ctx=2048)),),
+    )
+    finding = must(evidence, "server-regression")
+    assert finding.severity == severity
+    assert ("something else slows it down now" in finding.title) is bool(against)
+    assert [len(one.speaks_against) for one in finding.causes] == [against]
+    if against:
+        assert finding.causes[0].speaks_against[0].value == pytest.approx(others)
+        assert finding.causes[0].check
+
+
 def test_a_baseline_that_fell_without_a_change_is_no_regression() -> None:
     evidence = healthy(requests=requests(decode_tok_s=60.0), history=(past(100.0),))
     assert found(evidence, "server-regression") is None
