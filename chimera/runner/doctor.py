@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chimera import __version__
 from chimera.diagnosis.bundle import WINDOW_S, Bundle, build_bundle
-from chimera.diagnosis.evidence import EvidenceSet, PastRun
+from chimera.diagnosis.evidence import EngineStart, EvidenceSet, PastRun
 from chimera.diagnosis.rules import diagnose, since_first_seen
 from chimera.domain.finding import SEVERITIES, Finding
 from chimera.domain.run import ENDED, Run, Target
@@ -27,11 +27,13 @@ from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.serverwatch import ServerWatch
 
-from .evidence import evidence_now, evidence_of, history
+from .evidence import evidence_now, evidence_of, history, woke
+from .sampler import Engines
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
+_STARTS = 20
 RECENT_S = 86400.0
 """A run that ended longer ago says nothing of today."""
 
@@ -104,12 +106,18 @@ class LiveLook:
         self._collector = Collector(ServerWatch(server.kind, server.url) if server is not None and server.url else None)
         self._neighbours = [(one, ServerWatch(one.kind, one.url)) for one in neighbours]
         self._snapshots: deque[Snapshot] = deque(maxlen=int(WINDOW_S))
+        self._clocks: deque[tuple[float, float]] = deque(maxlen=int(WINDOW_S))
+        self._engines = Engines()
+        self._starts: deque[EngineStart] = deque(maxlen=_STARTS)
         self._found: list[Finding] = []
 
     def tick(self) -> Snapshot:
         """Take a reading."""
         snapshot = self._collector.snapshot()
         self._snapshots.append(snapshot)
+        now = time.time()
+        self._clocks.append((snapshot.at, now - time.monotonic()))
+        self._starts += [EngineStart(now, pid, flags) for pid, flags in self._engines.fresh(snapshot.server)]
         return snapshot
 
     def examine(self) -> Examination:
@@ -125,6 +133,8 @@ class LiveLook:
             neighbours=beside,
             host=self._host,
             own_pids=(os.getpid(),),
+            engine_starts=self._starts,
+            resumed_at=woke(self._clocks),
         )
         self._found = since_first_seen(self._found, diagnose(evidence), time.time())
         return Examination(evidence, tuple(self._found))

@@ -10,6 +10,7 @@ import itertools
 import re
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -147,13 +148,16 @@ def _by_kind(snapshots: Sequence[Snapshot], offset: float | None) -> _Read:
     )
 
 
-def _woke(read: Sequence[Sample]) -> float | None:
-    """When the machine last woke from sleep, from samples as they were written."""
-    woke = None
-    for before, after in itertools.pairwise(read):
-        if after.snapshot.at >= before.snapshot.at and after.offset - before.offset > _SLEPT_S:
-            woke = after.at
-    return woke
+def woke(clocks: Iterable[tuple[float, float]]) -> float | None:
+    """When the machine last woke from sleep, by the wall clock.
+
+    `clocks` are monotonic times, each with what the wall clock was ahead of it then.
+    """
+    found = None
+    for (before, old), (after, new) in itertools.pairwise(clocks):
+        if after >= before and new - old > _SLEPT_S:
+            found = after + new
+    return found
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
@@ -223,7 +227,8 @@ def evidence_of(
         platform=str(run.host.get("platform") or ""),
         container=run.host.get("container"),
         physical_cores=run.host.get("cores"),
-        resumed_at=_woke(written),
+        resumed_at=woke([(one.snapshot.at, one.offset) for one in written]),
+        slept_s=run.host.get("slept_s"),
     )
 
 
@@ -245,10 +250,13 @@ def _installed(host: Mapping[str, Any]) -> tuple[ModelInfo, ...]:
 
 def _requests(run: Run, rows: Sequence[Row], sessions: Sequence[Session]) -> tuple[Request, ...]:
     sent = {one.seq: list(one.facts.get("tokens_sent", ())) for one in sessions}
+    answered = {one.seq: list(one.facts.get("answer_s", ())) for one in sessions}
     found = []
     for row in rows:
         lengths = sent.get(row.session)
         length = lengths.pop(0) if lengths else None
+        answers = answered.get(row.session)
+        answer = answers.pop(0) if answers else None
         found.append(
             Request(
                 row.measurement,
@@ -258,6 +266,7 @@ def _requests(run: Run, rows: Sequence[Row], sessions: Sequence[Session]) -> tup
                 requested=_asked(run, row.candidate, row.measurement.agent),
                 tokens_sent=length if isinstance(length, int) else None,
                 output_tokens=run.workload.output_tokens,
+                answer_s=answer if isinstance(answer, int | float) else None,
             )
         )
     return tuple(found)
@@ -395,6 +404,8 @@ def evidence_now(
     neighbours: Sequence[tuple[ServerInfo, ServerSample]] = (),
     host: Mapping[str, object] | None = None,
     own_pids: Iterable[int] = (),
+    engine_starts: Iterable[EngineStart] = (),
+    resumed_at: float | None = None,
 ) -> EvidenceSet:
     """What can be seen without a run of our own.
 
@@ -407,10 +418,12 @@ def evidence_now(
         neighbours: Other servers of this host with what they hold.
         host: From `machine_facts`.
         own_pids: Processes of Chimera.
+        engine_starts: Engines that were seen to come up.
+        resumed_at: When the machine last woke from sleep.
     """
     seen = _by_kind(snapshots, clock_offset_s)
     facts = host or {}
-    cores, container = facts.get("cores"), facts.get("container")
+    cores, container, slept = facts.get("cores"), facts.get("container"), facts.get("slept_s")
     effective = loaded.effective if loaded is not None else None
     shape = loaded.shape if loaded is not None else None
     needed = needs(shape, effective.options if effective is not None else Options(), seen.gpu_infos)
@@ -438,11 +451,14 @@ def evidence_now(
             if isinstance(sample.models, tuple)
             for model in sample.models
         ),
+        engine_starts=tuple(engine_starts),
         engine_pids=frozenset(pids),
         own_pids=frozenset(own_pids),
         platform=str(facts.get("platform") or ""),
         container=container if isinstance(container, bool) else None,
         physical_cores=cores if isinstance(cores, int) else None,
+        resumed_at=resumed_at,
+        slept_s=slept if isinstance(slept, float) else None,
     )
 
 
@@ -503,14 +519,19 @@ def log_lines(backend: Backend) -> list[str]:
 
 
 def machine_facts() -> dict[str, object]:
-    """Where this process runs, as far as rules ask for it: `platform`, and `container` or not."""
+    """Where this process runs, as far as rules ask: `platform`, `container` or not, `slept_s` since it was started."""
     import platform
 
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
     if system == "linux" and "microsoft" in platform.release().lower():
         system = "wsl"
     marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return {"platform": system, "container": any(mark.exists() for mark in marks)}
+    facts: dict[str, object] = {"platform": system, "container": any(mark.exists() for mark in marks)}
+    if sys.platform == "linux":
+        # The one clock goes on while the machine sleeps, the other stands still.
+        slept = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+        facts["slept_s"] = slept if slept > _SLEPT_S else 0.0
+    return facts
 
 
 def installed_facts(models: Iterable[ModelInfo]) -> list[dict[str, Any]]:

@@ -532,7 +532,9 @@ def test_nine_seconds_of_low_clocks_are_not_stuck() -> None:
 
 def test_locked_clocks_and_a_virtual_gpu_have_names_of_their_own() -> None:
     assert must(stuck(reasons=2.0), "low-clocks").cause == "low-clocks/locked"
-    virtual = replace(stuck(reasons=Missing("unsupported"), throttle_s={}), virtual_gpu=True)
+    virtual = replace(
+        stuck(reasons=Missing("unsupported"), throttle_s={}), gpu_infos=(replace(GPU, name="NVIDIA L40S-24Q"),)
+    )
     assert must(virtual, "low-clocks").cause == "low-clocks/vgpu-licence"
 
 
