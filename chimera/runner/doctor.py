@@ -27,13 +27,14 @@ from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.serverwatch import ServerWatch
 
-from .evidence import evidence_now, evidence_of, history, woke
+from .evidence import evidence_now, evidence_of, history, service_lines, woke
 from .sampler import Engines
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
 _STARTS = 20
+_LOG_EVERY_S = 30.0
 RECENT_S = 86400.0
 """A run that ended longer ago says nothing of today."""
 
@@ -109,6 +110,8 @@ class LiveLook:
         self._clocks: deque[tuple[float, float]] = deque(maxlen=int(WINDOW_S))
         self._engines = Engines()
         self._starts: deque[EngineStart] = deque(maxlen=_STARTS)
+        self._lines: list[str] = []
+        self._log_due = 0.0
         self._found: list[Finding] = []
 
     def tick(self) -> Snapshot:
@@ -135,9 +138,18 @@ class LiveLook:
             own_pids=(os.getpid(),),
             engine_starts=self._starts,
             resumed_at=woke(self._clocks),
+            log=self._log(time.time()),
         )
         self._found = since_first_seen(self._found, diagnose(evidence), time.time())
         return Examination(evidence, tuple(self._found))
+
+    def _log(self, now: float) -> list[str]:
+        """What the server's log says of the last ten minutes; read anew every half minute."""
+        server = self._loaded.server
+        if server is not None and now >= self._log_due:
+            self._log_due = now + _LOG_EVERY_S
+            self._lines = service_lines(server.kind, server.url, now - WINDOW_S)
+        return self._lines
 
     def close(self) -> None:
         """Let go of driver and servers."""
@@ -191,8 +203,9 @@ _SYSTEM = ("machine", "cpu", "cores", "threads", "memory_bytes", "python", "plat
 
 
 def _names() -> list[str]:
-    """Words that nobody outside needs: who is logged in, what the machine is called, keys."""
-    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, "")]
+    """Words that nobody outside needs: who is logged in and where that one's home is, the machine's name, keys."""
+    home = str(Path.home())
+    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, ""), home if home.count("/") > 1 else ""]
     with suppress(OSError, KeyError):  # no entry for this user, as in a container
         names.append(getpass.getuser())
     return [name for name in names if name not in {"", "root", "localhost"}]

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from chimera.backends.base import Backend
 from chimera.diagnosis.evidence import (
@@ -34,11 +35,11 @@ from chimera.domain.readings import Missing, number
 from chimera.domain.run import Run, RunKind, Session
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, ServerSample, Snapshot
-from chimera.domain.text import plain
 from chimera.errors import ConfigError
 from chimera.model.memory import forecast, kv_cache
 from chimera.model.roofline import roof_tok_s
 from chimera.model.shape import ModelShape
+from chimera.telemetry.serverlog import ollama_log, telling
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal, Row
@@ -50,6 +51,7 @@ _LOOKED_AT = 60
 _STEADY: frozenset[RunKind] = frozenset({"run", "sweep", "tune", "validate"})
 """Kinds of runs whose rates are a baseline: no clients beside each other, no heat on purpose, nobody else's file."""
 _ONE_CLOCK_S = 1.0
+_SERVICE_PORT = 11434
 _SLEPT_S = 30.0
 """The monotonic clock stands still while a machine sleeps: by so much the wall clock then runs ahead of it."""
 
@@ -406,6 +408,7 @@ def evidence_now(
     own_pids: Iterable[int] = (),
     engine_starts: Iterable[EngineStart] = (),
     resumed_at: float | None = None,
+    log: Iterable[str] = (),
 ) -> EvidenceSet:
     """What can be seen without a run of our own.
 
@@ -420,6 +423,7 @@ def evidence_now(
         own_pids: Processes of Chimera.
         engine_starts: Engines that were seen to come up.
         resumed_at: When the machine last woke from sleep.
+        log: From `service_lines`.
     """
     seen = _by_kind(snapshots, clock_offset_s)
     facts = host or {}
@@ -452,6 +456,7 @@ def evidence_now(
             for model in sample.models
         ),
         engine_starts=tuple(engine_starts),
+        log=tuple(LogLine(line) for line in log),
         engine_pids=frozenset(pids),
         own_pids=frozenset(own_pids),
         platform=str(facts.get("platform") or ""),
@@ -504,18 +509,24 @@ def needs(shape: ModelShape | None, options: Options, gpus: Sequence[GpuInfo], d
     return found
 
 
-_TELLING = ("forcing full prompt re-processing", "truncating input prompt", "evicting", "invalid option provided",
-            "requires flash_attn", "inference compute", "offloaded ", "out of memory")  # fmt: skip
-_LINES = 20
+def log_lines(backend: Backend, since: float) -> list[str]:
+    """The lines that rules look for of our own engine's log, or of the Ollama service's since a moment (wall clock).
 
-
-def log_lines(backend: Backend) -> list[str]:
-    """The lines of our own engine's log that rules look for; a server that is not ours shows nobody its log."""
+    Reads files and may ask the system's journal: not for the event loop.
+    """
     from chimera.backends.llama_engine import OwnedEngine
 
-    lines = backend.log if isinstance(backend, OwnedEngine) else ()
-    telling = [plain(line)[:300] for line in lines if any(words in line for words in _TELLING)]
-    return list(dict.fromkeys(telling))[-_LINES:]
+    if isinstance(backend, OwnedEngine):
+        return telling(backend.log)
+    return service_lines(backend.kind, backend.url, since)
+
+
+def service_lines(kind: str, url: str | None, since: float) -> list[str]:
+    """The same of a server by its address: of Ollama's own port on this host, since only that one's log is known."""
+    from chimera.telemetry.watching import is_local
+
+    ours = kind == "ollama" and url is not None and is_local(url) and urlsplit(url).port == _SERVICE_PORT
+    return ollama_log(since) if ours else []
 
 
 def machine_facts() -> dict[str, object]:
