@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 
-from chimera.telemetry import serverlog
 from chimera.telemetry.serverlog import ollama_log, telling
 
 LOG = """\
@@ -53,8 +52,8 @@ def test_without_a_file_the_systems_journal_is_asked(home: Path, monkeypatch: py
         asked.append(command)
         return subprocess.CompletedProcess(command, 0, LOG.encode(), b"")
 
-    monkeypatch.setattr(serverlog.sys, "platform", "linux")
-    monkeypatch.setattr(serverlog.subprocess, "run", run)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(subprocess, "run", run)
     assert any("invalid option provided" in line for line in ollama_log(TEN))
     assert asked[0][:3] == ["journalctl", "--unit", "ollama"]
 
@@ -66,7 +65,7 @@ def test_a_journal_that_cannot_be_asked_is_no_log(
     def run(*_: Any, **__: Any) -> None:
         raise failure
 
-    monkeypatch.setattr(serverlog.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     assert ollama_log(0) == []
 
 
