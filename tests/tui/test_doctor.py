@@ -6,19 +6,25 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from textual.app import App
+from textual.binding import BindingType
 from textual.message import Message
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.finding import Cause, Evidence, Finding, Remedy
-from chimera.domain.run import RunState
+from chimera.domain.options import Options
+from chimera.domain.run import RunState, Target, Trial
+from chimera.domain.workload import Workload
 from chimera.runner.follow import Update
+from chimera.store.journal import Journal
 from chimera.telemetry.loaded import Loaded
 from chimera.tui import feeds
 from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
 from chimera.tui.screens import doctor
-from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.ask import Answer, Ask
 from chimera.tui.screens.doctor import Doctor, Examined
 from tests.widgets.screens import screen_text
 
@@ -119,6 +125,53 @@ async def test_a_remedy_is_tried_after_one_question(begun: list[tuple[str, Calla
         await until(pilot, lambda: isinstance(app.screen, Ask))
         await pilot.press("1")
         await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
+
+
+async def test_the_key_of_an_answer_means_nothing_below_the_question() -> None:
+    """A preset ran beside the remedy, since both were on 1."""
+
+    class Asking(App[None]):
+        BINDINGS: ClassVar[list[BindingType]] = [("1", "preset", "Preset 1")]
+        presets = 0
+
+        def action_preset(self) -> None:
+            self.presets += 1
+
+    app = Asking()
+    answers: list[str | None] = []
+    async with app.run_test() as pilot:
+        await pilot.press("1")
+        assert app.presets == 1
+        app.push_screen(Ask("Which?", (Answer("1", "one", "the first"),)), answers.append)
+        await pilot.pause()
+        await pilot.press("1")
+        await until(pilot, lambda: answers == ["one"])
+        await pilot.pause()
+    assert app.presets == 1
+
+
+async def test_where_no_run_is_followed_the_last_one_is_told_of_and_its_remedy_tried(
+    begun: list[tuple[str, Callable[[], None]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    target = Target("ollama", "http://127.0.0.1:11434")
+    with Journal.open() as journal:
+        trial = Trial("c0", "candidate", requested=Options())
+        run = journal.create_run("run", target, Workload(), seed=1, trials=[trial])
+        journal.set_findings(run.id, [OFFLOAD])
+        journal.set_state(run.id, "done")
+    assert doctor.last_of(Target("embedded")) == (None, ())
+    last, found = doctor.last_of(target)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        app.screen.post_message(Examined((), last, found))
+        await until(pilot, lambda: f"this moment and run {run.id}, run, done: 1 finding" in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: "remedy" in [name for name, _ in begun])
 
 
 async def test_nothing_is_tried_where_there_is_no_setting_or_the_run_goes_on(begun: list[object]) -> None:

@@ -51,9 +51,12 @@ Post = Callable[[Message], object]
 
 @dataclass
 class Examined(Message):
-    """This moment was judged, without a run."""
+    """This moment was judged, without a run that is followed."""
 
     findings: tuple[Finding, ...]
+    last: Run | None = None
+    """The newest run on this server that ended within a day, where none is followed."""
+    of_last: tuple[Finding, ...] = ()
 
 
 class Doctor(Screen[None]):
@@ -81,6 +84,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
         self._state = state
         self._now: tuple[Finding, ...] | None = None
+        self._last: Run | None = None
+        self._of_last: tuple[Finding, ...] = ()
         self._asked_at = 0.0
         self._asking = False
         self._shown: tuple[Finding, ...] | None = None
@@ -115,12 +120,17 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     @property
     def run(self) -> Run | None:
-        """The run whose findings are shown: the one that goes on, else the last one that was followed."""
-        return self._state.update.run if self._state.update is not None else None
+        """The run whose findings are shown: the one that goes on, else the last one that was followed or ended."""
+        return self._state.update.run if self._state.update is not None else self._last
+
+    @property
+    def of_run(self) -> tuple[Finding, ...] | None:
+        """What was found of that run; None where nobody has looked yet."""
+        return self._state.update.findings if self._state.update is not None else self._of_last or None
 
     def findings(self) -> tuple[Finding, ...] | None:
         """Worst first; None where nobody has looked yet. What is seen now is not told twice of the last run."""
-        of_run = self._state.update.findings if self._state.update is not None else None
+        of_run = self.of_run
         if self._state.running:
             return of_run
         now = self._now or ()
@@ -137,7 +147,9 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             self._asked_at, self._asking = now, True
             recent, loaded, offset = tuple(state.recent), state.watched.loaded, state.epoch
             # A defect in there is told, and ends no more than this look.
-            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset))
+            # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
+            target = state.target if state.update is None else None
+            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset, target))
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -159,6 +171,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     @on(Examined)
     def _examined(self, message: Examined) -> None:
         self._now, self._asking = message.findings, False
+        self._last, self._of_last = message.last, message.of_last
         self.paint(self._state, time.monotonic())
 
     def _about(self, found: Sequence[Finding] | None) -> str:
@@ -247,7 +260,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         finding, run = self.chosen, self.run
         if self._may_not() or finding is None:
             return
-        every: Sequence[Cure] = cures(self._state.update.findings or ()) if self._state.update is not None else ()
+        every: Sequence[Cure] = cures(self.of_run or ())
         mine = [one for one in every if one.finding == finding]
         if run is None or not mine:
             self.notify("No remedy of this finding is a setting that a run could try.", markup=False)
@@ -339,13 +352,25 @@ def _row(finding: Finding) -> str:
 # -- in threads --------------------------------------------------------------------------------------------------------
 
 
-def examine(post: Post, recent: Sequence[Snapshot], loaded: Loaded, offset: float) -> None:
-    """Ask the rules about this moment."""
+def examine(
+    post: Post, recent: Sequence[Snapshot], loaded: Loaded, offset: float, target: Target | None = None
+) -> None:
+    """Ask the rules about this moment, and the journal what was found of a target's last run."""
     from chimera.diagnosis.rules import diagnose
     from chimera.runner.evidence import evidence_now, machine_facts
 
     evidence = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
-    post(Examined(tuple(diagnose(evidence))))
+    post(Examined(tuple(diagnose(evidence)), *(last_of(target) if target is not None else ())))
+
+
+def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
+    """The newest run on a target that ended within a day, with what was found of it."""
+    from chimera.runner.doctor import last_run
+    from chimera.store.journal import Journal
+
+    with Journal.open() as journal:
+        run = last_run(journal, target)
+        return run, tuple(journal.findings(run.id)) if run is not None else ()
 
 
 def start(post: Post, command: Sequence[str]) -> None:
