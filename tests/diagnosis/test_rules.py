@@ -990,6 +990,12 @@ def test_models_that_are_installed_are_named_as_cures_smallest_step_first() -> N
     assert "llama3:70b" not in words
 
 
+@pytest.mark.parametrize(("installed", "says"), [((), "was not asked"), ((MODEL,), "none is installed")])
+def test_no_smaller_model_is_denied_where_nobody_asked_for_them(installed: tuple[ModelInfo, ...], says: str) -> None:
+    finding = must(healthy(server_samples=servers(vram=3e9), installed=installed), "cpu-offload")
+    assert any(says in each.text for each in finding.remedies)
+
+
 def test_two_gpus_are_told_apart() -> None:
     other = replace(GPU, uuid="GPU-2", index=1)
     hot = tuple(gpu(i, throttle_s={"sw-thermal": 0.3 * i}) for i in range(12))
