@@ -148,8 +148,11 @@ def _thermal(journal: Journal, target: Target, minutes: float, *, detach: bool, 
     if rows and not json:
         began = rows[0].measurement.started_at
         samples = read_samples(journal, ended.id, after=began)
-        for info in samples[-1].snapshot.gpus.infos if samples else ():
-            points = points_of(samples, began, info.uuid)
+        # Without a GPU the rate is what there is to show.
+        infos = samples[-1].snapshot.gpus.infos if samples else ()
+        uuids: list[str | None] = [info.uuid for info in infos] or [None]
+        for uuid in uuids if samples else []:
+            points = points_of(samples, began, uuid)
             emit()
             emit_table(
                 ["s", "°C", "SM MHz", "W", "held by heat", "tok/s"],

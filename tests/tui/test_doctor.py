@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +127,28 @@ async def test_a_remedy_is_tried_after_one_question(begun: list[tuple[str, Calla
         await until(pilot, lambda: isinstance(app.screen, Ask))
         await pilot.press("1")
         await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
+
+
+async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_gone(
+    begun: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = QuietApp()
+    heard: list[Message] = []
+    monkeypatch.setattr(app, "post", heard.append)
+    monkeypatch.setattr(doctor, "start", lambda post, command: post(RunBegun("zhes")))
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
+        await until(pilot, lambda: not isinstance(app.screen, Doctor | Ask))
+        thread = threading.Thread(target=begun[0][1])
+        thread.start()
+        await asyncio.to_thread(thread.join)
+    assert [one.run_id for one in heard if isinstance(one, RunBegun)] == ["zhes"]
 
 
 async def test_the_key_of_an_answer_means_nothing_below_the_question() -> None:

@@ -105,6 +105,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     def on_mount(self) -> None:
         """Show what is known."""
+        # Kept: a thread that ends after the screen has gone finds no way up from it any more.
+        self._tell = self.chimera.post
         self.query_one("#findings").focus()
         self.paint(self._state, time.monotonic())
 
@@ -166,7 +168,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             if self.is_attached:
                 self.post_message(message)
         else:
-            self.chimera.post(message)
+            self._tell(message)
 
     @on(Examined)
     def _examined(self, message: Examined) -> None:
