@@ -468,12 +468,14 @@ def _windows(evidence: EvidenceSet) -> Evidence | None:
     )
 
 
+_SEEN_S = 3.0
+"""Samples are a second apart or two: so late may an engine be seen first."""
 _LOAD_FLAGS = ("-c", "-ngl", "-b", "-ub", "-t", "-np", "--flash-attn", "--cache-type-k", "--main-gpu")
 
 
 def _alternating_starts(evidence: EvidenceSet) -> Evidence | None:
-    """Engine starts whose flags go back to what they were before, in quick succession."""
-    last = evidence.engine_starts[-5:]
+    """Engine starts whose flags go back to what they were before, in quick succession; not those of our sessions."""
+    last = [each for each in evidence.engine_starts if not _by_session(evidence, each.at)][-5:]
     sets = [tuple((flag, each.args.get(flag)) for flag in _LOAD_FLAGS) for each in last]
     back = any(a == c and a != b for a, b, c in zip(sets, sets[1:], sets[2:], strict=False))
     if len(last) < 3 or not back or last[-1].at - last[0].at > 600:
@@ -484,6 +486,15 @@ def _alternating_starts(evidence: EvidenceSet) -> Evidence | None:
     )
     return seen(
         "engine started with", values, threshold="one set", via="process arguments", window_s=last[-1].at - last[0].at
+    )
+
+
+def _by_session(evidence: EvidenceSet, at: float) -> bool:
+    """An engine was first seen while one of our sessions began: a sweep loads its candidates in turn."""
+    return any(
+        -1.0 <= at - each.started_at <= (each.load_s or 0.0) + _SEEN_S
+        for each in evidence.sessions
+        if each.started_at is not None
     )
 
 

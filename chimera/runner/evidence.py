@@ -166,7 +166,12 @@ def woke(clocks: Iterable[tuple[float, float]]) -> float | None:
 
 
 def evidence_of(
-    journal: Journal, run: Run, *, window_s: float | None = None, history: tuple[PastRun, ...] | None = None
+    journal: Journal,
+    run: Run,
+    *,
+    window_s: float | None = None,
+    history: tuple[PastRun, ...] | None = None,
+    focus: str | None = None,
 ) -> EvidenceSet:
     """All that the journal has of a run.
 
@@ -175,19 +180,25 @@ def evidence_of(
         run: The run; may still be going on.
         window_s: Only so many of the last seconds of samples, for looks while it goes on; None = all of them.
         history: From `history_of`, where it was read before; it does not change while a run goes on.
+        focus: Only what this candidate did; None = all of them, judged by the baseline or the only one.
     """
     run = journal.run(run.id)
     trials = {trial.candidate: trial for trial in journal.trials(run.id)}
-    focus = "c0" if "c0" in trials else next(iter(trials), None)
+    alone = focus
+    if focus is None:
+        focus = "c0" if "c0" in trials else next(iter(trials), None)
     requested = trials[focus].requested if focus is not None else None
     effective = {name: journal.effective(run.id, name) for name in trials}
     runs_as = effective[focus] if focus is not None else None
-    sessions = journal.sessions(run.id)
-    rows = journal.measurements(run.id)
+    sessions = [one for one in journal.sessions(run.id) if alone in (None, one.candidate)]
+    rows = [one for one in journal.measurements(run.id) if alone in (None, one.candidate)]
     newest = max((one.measurement.started_at + one.measurement.total_s for one in rows), default=0.0)
     newest = max(newest, run.started_at or 0.0, sessions[-1].started_at or 0.0 if sessions else 0.0)
     after = 0.0 if window_s is None else newest - window_s
     written = [read_sample(at, data) for at, data in journal.samples(run.id, after=after)]
+    if alone is not None:
+        spans = [(one.started_at, one.ended_at or one.started_at) for one in sessions if one.started_at is not None]
+        written = [one for one in written if any(start <= one.at <= end for start, end in spans)]
     samples = _one_clock(written)
     seen = _by_kind([one.snapshot for one in samples], samples[-1].offset if samples else None)
     needed: dict[str, float] = next((one.facts["needs"] for one in reversed(sessions) if _told(one, focus)), {})

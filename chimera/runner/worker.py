@@ -34,6 +34,7 @@ from chimera.tuning.protocol import FAILURE_WORDS, Done
 
 from .checkup import Checkup
 from .crews import Arm, Crews, arm_of
+from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .putback import restore
 from .recorder import Gate, ProgressWriter, Recorder
@@ -232,7 +233,8 @@ class Worker:
 
     def _conclude(self) -> None:
         """Say what the whole run has shown."""
-        for words in conclude(self._journal, self._run):
+        cured = aftermath(self._journal, self._run)
+        for words in [*conclude(self._journal, self._run), *([cured] if cured else [])]:
             self._journal.log(self._run.id, words, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:

@@ -969,6 +969,15 @@ def test_a_sweeps_own_loads_are_no_thrash() -> None:
     assert diagnose(healthy(requests=warmups + tuple(requests(5)))) == []
 
 
+def test_engines_that_a_sweeps_sessions_start_are_no_thrash() -> None:
+    windows = ("4096", "8192", "4096", "8192")
+    starts = tuple(EngineStart(WALL + 60 * i + 4, 100 + i, {"-c": each}) for i, each in enumerate(windows))
+    sessions = tuple(SessionFacts(i + 1, f"c{i % 2}", started_at=WALL + 60 * i, load_s=3.0) for i in range(4))
+    assert diagnose(EvidenceSet(engine_starts=starts, sessions=sessions)) == []
+    strangers = tuple(replace(each, at=each.at + 20) for each in starts)
+    assert must(EvidenceSet(engine_starts=strangers, sessions=sessions), "reload-thrash")
+
+
 def test_the_cases_above_cover_every_code() -> None:
     import pathlib
 
