@@ -236,6 +236,15 @@ def test_the_examination_of_a_moment_is_made_of_its_readings() -> None:
     assert isinstance(message, Examined)
 
 
+def test_what_is_found_at_two_moments_keeps_the_time_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chimera.diagnosis.rules.diagnose", lambda evidence: [replace(NOISE, since=None)])
+    posted: list[Examined] = []
+    for before in ((), (replace(NOISE, since=5.0),)):
+        doctor.examine(posted.append, (snapshot(),), Loaded(), 0.0, None, before)  # type: ignore[arg-type]  # only those
+    assert [one.findings[0].since == 5.0 for one in posted] == [False, True]
+    assert posted[0].findings[0].since is not None
+
+
 def test_the_bundle_key_writes_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
     posted: list[Message] = []

@@ -151,7 +151,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             # A defect in there is told, and ends no more than this look.
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
-            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset, target))
+            before = self._now or ()
+            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset, target, before))
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -355,14 +356,23 @@ def _row(finding: Finding) -> str:
 
 
 def examine(
-    post: Post, recent: Sequence[Snapshot], loaded: Loaded, offset: float, target: Target | None = None
+    post: Post,
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    target: Target | None = None,
+    before: Sequence[Finding] = (),
 ) -> None:
-    """Ask the rules about this moment, and the journal what was found of a target's last run."""
-    from chimera.diagnosis.rules import diagnose
+    """Ask the rules about this moment, and the journal what was found of a target's last run.
+
+    What was among the findings `before` keeps the time at which it was first seen.
+    """
+    from chimera.diagnosis.rules import diagnose, since_first_seen
     from chimera.runner.evidence import evidence_now, machine_facts
 
     evidence = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
-    post(Examined(tuple(diagnose(evidence)), *(last_of(target) if target is not None else ())))
+    found = since_first_seen(list(before), diagnose(evidence), time.time())
+    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
 
 
 def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
