@@ -25,16 +25,16 @@ from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
+from chimera.telemetry.serverlog import ServiceLog
 from chimera.telemetry.serverwatch import ServerWatch
 
-from .evidence import evidence_now, evidence_of, history, service_lines, woke
+from .evidence import evidence_now, evidence_of, history, woke
 from .sampler import Engines
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
 _STARTS = 20
-_LOG_EVERY_S = 30.0
 RECENT_S = 86400.0
 """A run that ended longer ago says nothing of today."""
 
@@ -110,8 +110,7 @@ class LiveLook:
         self._clocks: deque[tuple[float, float]] = deque(maxlen=int(WINDOW_S))
         self._engines = Engines()
         self._starts: deque[EngineStart] = deque(maxlen=_STARTS)
-        self._lines: list[str] = []
-        self._log_due = 0.0
+        self._log = ServiceLog(WINDOW_S)
         self._found: list[Finding] = []
 
     def tick(self) -> Snapshot:
@@ -138,18 +137,10 @@ class LiveLook:
             own_pids=(os.getpid(),),
             engine_starts=self._starts,
             resumed_at=woke(self._clocks),
-            log=self._log(time.time()),
+            log=self._log.lines(self._loaded.server, time.time()),
         )
         self._found = since_first_seen(self._found, diagnose(evidence), time.time())
         return Examination(evidence, tuple(self._found))
-
-    def _log(self, now: float) -> list[str]:
-        """What the server's log says of the last ten minutes; read anew every half minute."""
-        server = self._loaded.server
-        if server is not None and now >= self._log_due:
-            self._log_due = now + _LOG_EVERY_S
-            self._lines = service_lines(server.kind, server.url, now - WINDOW_S)
-        return self._lines
 
     def close(self) -> None:
         """Let go of driver and servers."""

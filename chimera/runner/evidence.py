@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from chimera.backends.base import Backend
 from chimera.diagnosis.evidence import (
@@ -39,7 +38,7 @@ from chimera.errors import ConfigError
 from chimera.model.memory import forecast, kv_cache
 from chimera.model.roofline import roof_tok_s
 from chimera.model.shape import ModelShape
-from chimera.telemetry.serverlog import ollama_log, telling
+from chimera.telemetry.serverlog import service_lines, telling
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal, Row
@@ -51,7 +50,6 @@ _LOOKED_AT = 60
 _STEADY: frozenset[RunKind] = frozenset({"run", "sweep", "tune", "validate"})
 """Kinds of runs whose rates are a baseline: no clients beside each other, no heat on purpose, nobody else's file."""
 _ONE_CLOCK_S = 1.0
-_SERVICE_PORT = 11434
 _SLEPT_S = 30.0
 """The monotonic clock stands still while a machine sleeps: by so much the wall clock then runs ahead of it."""
 
@@ -434,7 +432,7 @@ def evidence_now(
         own_pids: Processes of Chimera.
         engine_starts: Engines that were seen to come up.
         resumed_at: When the machine last woke from sleep.
-        log: From `service_lines`.
+        log: Lines of the server's log that rules look for.
     """
     seen = _by_kind(snapshots, clock_offset_s)
     facts = host or {}
@@ -530,14 +528,6 @@ def log_lines(backend: Backend, since: float) -> list[str]:
     if isinstance(backend, OwnedEngine):
         return telling(backend.log)
     return service_lines(backend.kind, backend.url, since)
-
-
-def service_lines(kind: str, url: str | None, since: float) -> list[str]:
-    """The same of a server by its address: of Ollama's own port on this host, since only that one's log is known."""
-    from chimera.telemetry.watching import is_local
-
-    ours = kind == "ollama" and url is not None and is_local(url) and urlsplit(url).port == _SERVICE_PORT
-    return ollama_log(since) if ours else []
 
 
 def machine_facts() -> dict[str, object]:

@@ -9,8 +9,12 @@ import sys
 from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
+from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
+
+from .watching import is_local
 
 TELLING = (
     "forcing full prompt re-processing", "truncating input prompt", "evicting", "reducing automatic context",
@@ -18,6 +22,8 @@ TELLING = (
 )  # fmt: skip
 """Words of the lines that rules look for; no line of those holds what somebody wrote to a model."""
 _KEPT = 20
+_EVERY_S = 30.0
+_SERVICE_PORT = 11434
 _TAIL_BYTES = 512 * 1024
 _JOURNAL_S = 3.0
 _STAMP = re.compile(r"\btime=(\S+)")
@@ -29,6 +35,28 @@ def telling(lines: Iterable[str]) -> list[str]:
     """The newest lines that rules look for, each once, neutralised."""
     found = [plain(line)[:300] for line in lines if any(words in line for words in TELLING)]
     return list(dict.fromkeys(found))[-_KEPT:]
+
+
+def service_lines(kind: str, url: str | None, since: float) -> list[str]:
+    """Of a server's log by its address: of Ollama's own port on this host, since only that one's log is known."""
+    ours = kind == "ollama" and url is not None and is_local(url) and urlsplit(url).port == _SERVICE_PORT
+    return ollama_log(since) if ours else []
+
+
+class ServiceLog:
+    """What a server's log says of the last minutes, for looks in quick succession: read anew every half minute."""
+
+    def __init__(self, window_s: float) -> None:
+        self._window_s = window_s
+        self._due = 0.0
+        self._lines: list[str] = []
+
+    def lines(self, server: ServerInfo | None, now: float) -> list[str]:
+        """The lines that rules look for; `now` is the wall clock."""
+        if server is not None and now >= self._due:
+            self._due = now + _EVERY_S
+            self._lines = service_lines(server.kind, server.url, now - self._window_s)
+        return self._lines
 
 
 def ollama_log(since: float) -> list[str]:

@@ -13,10 +13,12 @@ from chimera.diagnosis.evidence import EvidenceSet, Failure, Request
 from chimera.domain.measurement import Measurement
 from chimera.domain.server import ServerInfo
 from chimera.domain.telemetry import GpuState, HostSample, ServerSample, Snapshot
-from chimera.runner import doctor, evidence, sampler
+from chimera.runner import doctor, sampler
 from chimera.runner.doctor import Examination, LiveLook, bundle
-from chimera.runner.evidence import machine_facts, service_lines, woke
+from chimera.runner.evidence import machine_facts, woke
+from chimera.telemetry import serverlog
 from chimera.telemetry.loaded import Loaded
+from chimera.telemetry.serverlog import ServiceLog, service_lines
 
 OLLAMA = Loaded(ServerInfo("ollama", "http://127.0.0.1:11434", "0.33.0"))
 
@@ -37,7 +39,7 @@ class Watched:
 
 def look(monkeypatch: pytest.MonkeyPatch, *pids: int, log: tuple[str, ...] = ()) -> LiveLook:
     monkeypatch.setattr(doctor, "Collector", lambda server: Watched(iter(pids)))
-    monkeypatch.setattr(doctor, "service_lines", lambda kind, url, since: list(log))
+    monkeypatch.setattr(serverlog, "service_lines", lambda kind, url, since: list(log))
     return LiveLook(OLLAMA)
 
 
@@ -65,12 +67,26 @@ def test_the_servers_log_speaks_without_a_run(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_only_ollamas_own_port_on_this_host_has_a_log_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "ollama_log", lambda since: [f"since {since:g}"])
+    monkeypatch.setattr(serverlog, "ollama_log", lambda since: [f"since {since:g}"])
     assert service_lines("ollama", "http://127.0.0.1:11434", 5.0) == ["since 5"]
     assert service_lines("ollama", "http://127.0.0.1:11435", 5.0) == []
     assert service_lines("ollama", "http://192.0.2.7:11434", 5.0) == []
     assert service_lines("llama_server", "http://127.0.0.1:11434", 5.0) == []
     assert service_lines("ollama", None, 5.0) == []
+
+
+def test_the_log_is_read_anew_every_half_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def read(since: float) -> list[str]:
+        asked.append(since)
+        return [str(len(asked))]
+
+    monkeypatch.setattr(serverlog, "ollama_log", read)
+    log = ServiceLog(600.0)
+    assert log.lines(None, 1000.0) == []
+    assert [log.lines(OLLAMA.server, now) for now in (1000.0, 1029.0, 1031.0)] == [["1"], ["1"], ["2"]]
+    assert asked == [400.0, 431.0]
 
 
 def test_a_wall_clock_that_ran_ahead_tells_when_the_machine_woke() -> None:

@@ -19,9 +19,11 @@ from chimera.cli.ui import UiOptions
 from chimera.domain.finding import Cause, Evidence, Finding, Remedy
 from chimera.domain.options import Options
 from chimera.domain.run import RunState, Target, Trial
+from chimera.domain.server import ServerInfo
 from chimera.domain.workload import Workload
 from chimera.runner.follow import Update
 from chimera.store.journal import Journal
+from chimera.telemetry import serverlog
 from chimera.telemetry.loaded import Loaded
 from chimera.tui import feeds
 from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
@@ -234,6 +236,16 @@ def test_the_examination_of_a_moment_is_made_of_its_readings() -> None:
     doctor.examine(posted.append, (snapshot(), snapshot()), Loaded(), 0.0)
     [message] = posted
     assert isinstance(message, Examined)
+
+
+def test_the_servers_log_speaks_on_the_screen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serverlog, "ollama_log", lambda since: ['msg="invalid option provided" option=num_ctxx'])
+    loaded = Loaded(ServerInfo("ollama", "http://127.0.0.1:11434"))
+    posted: list[Message] = []
+    doctor.examine(posted.append, (snapshot(),), loaded, 0.0, log=serverlog.ServiceLog(600.0))
+    [message] = posted
+    assert isinstance(message, Examined)
+    assert [one.cause for one in message.findings] == ["clamped-settings/ignored-option"]
 
 
 def test_what_is_found_at_two_moments_keeps_the_time_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

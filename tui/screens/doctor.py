@@ -27,6 +27,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.telemetry import Snapshot
 from chimera.domain.text import plain
 from chimera.errors import ChimeraError
+from chimera.telemetry.serverlog import ServiceLog
 from chimera.widgets import format
 from chimera.widgets.chart import Guide, TimeChart
 from chimera.widgets.findings import WORDS, evidence_text
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from ..app import ChimeraApp
     from ..state import LiveState
 
+LOG_S = 600.0
+"""The last part of the server's log that a look takes in."""
 LOOK_S = 5.0
 """Between two looks at this moment, where no run tells what it found."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~])")
@@ -83,6 +86,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
         self._state = state
+        self._log = ServiceLog(LOG_S)
         self._now: tuple[Finding, ...] | None = None
         self._last: Run | None = None
         self._of_last: tuple[Finding, ...] = ()
@@ -152,7 +156,11 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
             before = self._now or ()
-            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset, target, before))
+            feeds.begin(
+                "examination",
+                self._post,
+                lambda: examine(self._post, recent, loaded, offset, target, before, self._log),
+            )
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -362,6 +370,7 @@ def examine(
     offset: float,
     target: Target | None = None,
     before: Sequence[Finding] = (),
+    log: ServiceLog | None = None,
 ) -> None:
     """Ask the rules about this moment, and the journal what was found of a target's last run.
 
@@ -370,7 +379,14 @@ def examine(
     from chimera.diagnosis.rules import diagnose, since_first_seen
     from chimera.runner.evidence import evidence_now, machine_facts
 
-    evidence = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
+    evidence = evidence_now(
+        recent,
+        loaded,
+        clock_offset_s=offset,
+        host=machine_facts(),
+        own_pids=(os.getpid(),),
+        log=log.lines(loaded.server, time.time()) if log is not None else (),
+    )
     found = since_first_seen(list(before), diagnose(evidence), time.time())
     post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
 
