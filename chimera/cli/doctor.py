@@ -47,7 +47,9 @@ def doctor(
     ref: Annotated[
         str | None, typer.Argument(metavar="RUN", help="A run, instead of this moment and the last run.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look on; with --json one line a look.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Look on, and tell what changes; with --json one line a look.")
+    ] = False,
     seconds: Annotated[float, typer.Option(min=1, help="How long to look before judging.")] = 5.0,
     bundle: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write the evidence for a bug report: FILE and FILE.json.")
@@ -98,19 +100,22 @@ def _of_run(journal: Journal, run: Run, *, watch: bool, bundle: Path | None, jso
     from chimera.runner.checkup import WINDOW_S
     from chimera.runner.doctor import examine_run
 
-    while True:
-        run = journal.run(run.id)
-        goes_on = watch and run.state in _ACTIVE
-        found = examine_run(journal, run, window_s=WINDOW_S if goes_on else None)
-        if bundle is not None:
-            _bundle([found], bundle)
-        _show([found], watch=watch, json=json)
-        if not goes_on:
-            return int(found.sick)
-        try:
+    sick = False
+    show = _Watch() if watch else _Show()
+    try:
+        while True:
+            run = journal.run(run.id)
+            goes_on = watch and run.state in _ACTIVE
+            found = examine_run(journal, run, window_s=WINDOW_S if goes_on else None)
+            sick = found.sick
+            if bundle is not None:
+                _bundle([found], bundle)
+            show([found], json=json)
+            if not goes_on:
+                return int(sick)
             time.sleep(EVERY * TICK_S)
-        except KeyboardInterrupt:
-            return int(found.sick)
+    except KeyboardInterrupt:
+        return int(sick)
 
 
 def _apply(journal: Journal, run: Run, number: int, rounds: int, *, yes: bool, detach: bool, json: bool) -> None:
@@ -143,8 +148,11 @@ def _thermal(journal: Journal, target: Target, minutes: float, *, detach: bool, 
     if rows and not json:
         began = rows[0].measurement.started_at
         samples = read_samples(journal, ended.id, after=began)
-        for info in samples[-1].snapshot.gpus.infos if samples else ():
-            points = points_of(samples, began, info.uuid)
+        # Without a GPU the rate is what there is to show.
+        infos = samples[-1].snapshot.gpus.infos if samples else ()
+        uuids: list[str | None] = [info.uuid for info in infos] or [None]
+        for uuid in uuids if samples else []:
+            points = points_of(samples, began, uuid)
             emit()
             emit_table(
                 ["s", "°C", "SM MHz", "W", "held by heat", "tok/s"],
@@ -201,6 +209,7 @@ def _now(
     target, others = place
     look = _look(journal, target, others)
     sick = False
+    show = _Watch() if watch else _Show()
     try:
         look.tick()
         count = max(1, round(seconds / TICK_S))
@@ -216,7 +225,7 @@ def _now(
             sick = any(one.sick for one in found)
             if bundle is not None:
                 _bundle(found, bundle)
-            _show(found, watch=watch, json=json)
+            show(found, json=json)
             if not watch:
                 return int(sick)
     except KeyboardInterrupt:
@@ -264,24 +273,80 @@ def _bundle(found: list[Examination], path: Path) -> None:
 # -- showing -----------------------------------------------------------------------------------------------------------
 
 
-def _show(found: list[Examination], *, watch: bool, json: bool) -> None:
-    if json:
-        facts = _facts(found)
-        if watch:
-            sys.stdout.write(jsonlib.dumps(facts, allow_nan=False) + "\n")
-            sys.stdout.flush()
+class _Show:
+    """Shows one look."""
+
+    def __call__(self, found: list[Examination], *, json: bool) -> None:
+        """Print it."""
+        if json:
+            emit_json(_facts(found))
         else:
-            emit_json(facts)
-        return
-    if watch and sys.stdout.isatty():
-        sys.stdout.write("\x1b[H\x1b[J")
-    _emit(found)
-    sys.stdout.flush()
+            _emit(found)
+
+
+class _Watch(_Show):
+    """Shows one look after the other: a terminal is painted anew, elsewhere only what changed is added.
+
+    With `--json` each look is a line, changed or not, so that a reader can tell quiet from dead.
+    """
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[Finding, Run | None]] | None = None
+
+    def __call__(self, found: list[Examination], *, json: bool) -> None:
+        """Print what is new of it."""
+        if json:
+            sys.stdout.write(jsonlib.dumps(_facts(found), allow_nan=False) + "\n")
+            sys.stdout.flush()
+            return
+        rows, before = _worst_first(found), self._rows
+        self._rows = rows
+        if sys.stdout.isatty():
+            if rows != before:
+                sys.stdout.write("\x1b[H\x1b[J")
+                _emit(found)
+        elif before is None:
+            _emit(found)
+        else:
+            self._changes(found, rows, before)
+        sys.stdout.flush()
+
+    def _changes(
+        self,
+        found: list[Examination],
+        rows: list[tuple[Finding, Run | None]],
+        before: list[tuple[Finding, Run | None]],
+    ) -> None:
+        """Findings that came, or are judged otherwise, in full; those that went, by their titles."""
+        was, now = ({_key(*row): row for row in each} for each in (before, rows))
+        fresh = [row for key, row in now.items() if key not in was or _judged(row[0]) != _judged(was[key][0])]
+        gone = [row for key, row in was.items() if key not in now]
+        if fresh or gone:
+            emit(f"\n{datetime.now().astimezone():%H:%M:%S}")
+        for finding, run in fresh:
+            _emit_finding(finding, run, _numbers(found, run))
+        for finding, _ in gone:
+            emit(f"\nno longer: {plain(finding.title)}  ({finding.code})")
+
+
+def _key(finding: Finding, run: Run | None) -> tuple[object, ...]:
+    return (run.id if run is not None else None, finding.code, finding.subject, finding.session)
+
+
+def _judged(finding: Finding) -> tuple[object, ...]:
+    """What a finding says, without figures that move from look to look."""
+    return (finding.severity, finding.cause)
+
+
+def _numbers(found: list[Examination], run: Run | None) -> dict[int, Cure]:
+    """The remedies of a run that can be tried, by their identity."""
+    from chimera.runner.cure import cures
+
+    return {} if run is None else {id(one.remedy): one for one in cures(_findings_of(found, run))}
 
 
 def _facts(found: list[Examination]) -> dict[str, Any]:
     """The document of `--json`: what was looked at, and the findings worst first, each with the run it is of."""
-    from chimera.runner.cure import cures
     from chimera.store.codec import clean
     from chimera.store.document import iso, run_document
 
@@ -291,8 +356,11 @@ def _facts(found: list[Examination]) -> dict[str, Any]:
     missing = found[0].evidence.gpu_missing
     rows = []
     for finding, run in _worst_first(found):
-        numbers = {id(one.remedy): one.number for one in cures(_findings_of(found, run))} if run is not None else {}
-        remedies = [{**asdict(one), "apply": numbers.get(id(one))} for one in finding.remedies]
+        numbers = _numbers(found, run)
+        remedies = [
+            {**asdict(one), "apply": cure.number if (cure := numbers.get(id(one))) else None}
+            for one in finding.remedies
+        ]
         rows.append(
             {
                 **asdict(finding),
@@ -333,8 +401,6 @@ _WORDS: dict[Severity, str] = {"info": "info", "notice": "notice", "warn": "warn
 
 
 def _emit(found: list[Examination]) -> None:
-    from chimera.runner.cure import cures
-
     server = next((one.evidence.server for one in found if one.evidence.server is not None), None)
     if server is not None:
         emit(f"server  {plain(server.title)}  {plain(server.url)}".rstrip())
@@ -350,10 +416,7 @@ def _emit(found: list[Examination]) -> None:
     if not rows:
         emit("\nNothing was found.")
     for finding, run in rows:
-        numbers: dict[int, Cure] = {}
-        if run is not None:
-            numbers = {id(one.remedy): one for one in cures(_findings_of(found, run))}
-        _emit_finding(finding, run, numbers)
+        _emit_finding(finding, run, _numbers(found, run))
 
 
 def _emit_finding(finding: Finding, run: Run | None, numbers: dict[int, Cure]) -> None:

@@ -111,6 +111,7 @@ CAUSES: dict[str, str] = {
     "gpu-lost/unknown": "the GPU went away; the driver gives no reason",
     "gpu-unused/not-found": "the server does not find the GPU",
     "gpu-unused/container": "the container was started without the GPU",
+    "gpu-unused/suspend": "the machine slept, and its GPU's memory module may be lost since",
     "gpu-unused/cpu-build": "this engine was built for the CPU",
     "driver-mismatch/updated-under-kernel": "the driver was updated under a running kernel module",
     "pcie-bottleneck/needless-split": "the model is spread over GPUs although one would hold it",

@@ -165,11 +165,11 @@ class EvidenceSet:
     platform: str = ""
     """`linux`, `wsl`, `windows`, `macos`; empty = unknown."""
     container: bool | None = None
-    virtual_gpu: bool | None = None
-    """The GPU is a share of one that a hypervisor hands out."""
     physical_cores: int | None = None
     resumed_at: float | None = None
     """Wall clock when the machine last woke from sleep."""
+    slept_s: float | None = None
+    """Time that it has slept since it was started; None = unknown."""
     focus: str | None = None
     """Candidate that is judged; None = the only one, else the baseline, else the newest."""
 

@@ -233,6 +233,7 @@ def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
         return
     if next(_fell_to_cpu(evidence), None) is not None:
         return
+    embedded = evidence.server is not None and evidence.server.kind == "embedded"
     cpu_only = next(
         (each for each in evidence.log if "inference compute" in each.text and "library=cpu" in each.text.lower()), None
     )
@@ -243,7 +244,7 @@ def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
                 seen("engine", "embedded", via="Chimera"),
                 check="A GPU build of the engine, or a server that has one, would use it.",
             )
-            if evidence.server is not None and evidence.server.kind == "embedded"
+            if embedded
             else None,
             cause("gpu-unused/not-found", seen("the server's log", cpu_only.text, via="server log"))
             if cpu_only is not None
@@ -252,18 +253,27 @@ def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
             if evidence.container
             else None,
             cause(
+                "gpu-unused/suspend",
+                seen("time that the machine slept", evidence.slept_s, unit="s", via="this host"),
+                share=0.2,
+                check="`modprobe -r nvidia_uvm && modprobe nvidia_uvm` and a restart of the server tell.",
+            )
+            if evidence.slept_s and evidence.platform == "linux" and not embedded
+            else None,
+            cause(
                 "gpu-unused/not-found",
                 check="The start of the server's log (`inference compute`) lists the devices that it found.",
             )
-            if cpu_only is None and (evidence.server is None or evidence.server.kind != "embedded")
+            if cpu_only is None and not embedded
             else None,
         ]
     )
-    own = evidence.server is not None and evidence.server.kind == "embedded"
     remedies = [Remedy("Check the driver (`nvidia-smi`), then restart the server and read the start of its log.")]
     if evidence.container:
         remedies.insert(0, Remedy("Start the container with the GPU (`--gpus all`)."))
-    if own:
+    if any(each.id == "gpu-unused/suspend" for each in causes):
+        remedies.insert(0, Remedy(_LOST_CURE["gpu-lost/suspend"]))
+    if embedded:
         remedies = [
             Remedy(
                 "The embedded engine from the package index runs on the CPU; a server built for this GPU is "
@@ -272,7 +282,7 @@ def gpu_unused(evidence: EvidenceSet) -> Iterator[Finding]:
         ]
     yield Finding(
         "gpu-unused",
-        "notice" if own else "warn",
+        "notice" if embedded else "warn",
         "The model runs on the CPU although this machine has a GPU",
         tuple(each for each in (lies.evidence if lies is not None else None, usage) if each is not None),
         cause=first_supported(causes),

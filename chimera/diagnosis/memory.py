@@ -150,10 +150,15 @@ def vram_exhaustion(evidence: EvidenceSet) -> Iterator[Finding]:
             ),
             part,
         ]
+    elif moved := _made_room(evidence):
+        severity, title = "notice", "The server made room for the model: others were thrown out or its window shrank"
+        shown = [moved, part]
     else:
         return
     causes = ranked(_memory_causes(evidence, lies, failed, collapse))
     remedies = [*fewer_layers(evidence), *make_room(evidence)]
+    if not failed and any(each.id == "vram-exhaustion/made-room" for each in causes):
+        remedies.insert(0, Remedy("Smaller windows or fewer models at once, so that all of them stay loaded."))
     if any(each.id == "vram-exhaustion/system-memory" for each in causes):
         remedies.insert(0, Remedy("Switch the driver's system-memory fallback off for this program (NVIDIA settings)."))
     if any(each.id == "vram-exhaustion/two-servers" for each in causes):
@@ -247,11 +252,8 @@ def _memory_causes(
             collapse,
             check="Shared GPU memory (Windows) or PCIe traffic that grows with the context would prove it.",
         )
-    moved = [
-        each for each in evidence.log if any(word in each.text for word in ("evicting", "reducing automatic context"))
-    ]
-    if moved:
-        yield cause("vram-exhaustion/made-room", seen("the server's log", moved[-1].text, via="server log"))
+    if moved := _made_room(evidence):
+        yield cause("vram-exhaustion/made-room", moved)
     free = free_vram(evidence)
     if failed and evidence.forecast_bytes is not None and free is not None and evidence.forecast_bytes < free:
         yield cause(
@@ -269,6 +271,13 @@ def _memory_causes(
     shown = _accounting(evidence, lies)
     if shown is not None:
         yield cause("vram-exhaustion/accounting", shown, share=0.02)
+
+
+def _made_room(evidence: EvidenceSet) -> Evidence | None:
+    """The server says that it threw a model out, or took a smaller window than it would have."""
+    words = ("evicting", "reducing automatic context")
+    moved = [each for each in evidence.log if any(word in each.text for word in words)]
+    return seen("the server's log", moved[-1].text, via="server log") if moved else None
 
 
 def _accounting(evidence: EvidenceSet, lies: Placement | None) -> Evidence | None:

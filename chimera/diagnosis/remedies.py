@@ -128,7 +128,9 @@ def smaller_models(evidence: EvidenceSet) -> Iterator[Remedy]:
         kind = "The same model in a smaller quant" if each in alike else "A smaller model"
         quant = f", {plain(each.quantization, 20)}" if each.quantization else ""
         yield Remedy(f"{kind} is installed: {plain(each.name, 80)} ({gib(each.size_bytes or 0)}{quant}).")
-    if not others:
+    if not evidence.installed:
+        yield Remedy("A smaller quant or a smaller model needs less; which are installed was not asked.")
+    elif not others:
         yield Remedy("A smaller quant or a smaller model needs less; none is installed.")
 
 

@@ -21,6 +21,7 @@ from .views import (
     gpu_numbers,
     info_of,
     inside,
+    is_virtual,
     load_windows,
     local,
     percent,
@@ -386,7 +387,7 @@ def low_clocks(evidence: EvidenceSet) -> Iterator[Finding]:
     for uuid, samples in gpu_load(evidence).items():
         info = info_of(evidence, uuid)
         highest = number(info.max_sm_mhz) if info is not None else None
-        if highest is None or highest <= 0 or (info is not None and info.mig):
+        if info is None or highest is None or highest <= 0 or info.mig:
             continue
         run = _longest_low(samples, highest)
         if not run or span(run) < limit("low-clock-seconds"):
@@ -439,10 +440,10 @@ def low_clocks(evidence: EvidenceSet) -> Iterator[Finding]:
                 Remedy("Look at the other GPUs' reasons, or at the display's settings."),
                 run,
             )
-        elif evidence.virtual_gpu or (not masks and states and not gpu_numbers(run, lambda each: each.power_w)):
+        elif is_virtual(info) or (not masks and states and not gpu_numbers(run, lambda each: each.power_w)):
             found = cause(
                 "low-clocks/vgpu-licence",
-                seen("virtual GPU", "yes", via="driver") if evidence.virtual_gpu else None,
+                seen("name of a virtual GPU", info.name, source="derived", via="driver") if is_virtual(info) else None,
                 check="`nvidia-smi -q` shows the licence status of a virtual GPU.",
             )
             yield _low(
@@ -456,7 +457,7 @@ def low_clocks(evidence: EvidenceSet) -> Iterator[Finding]:
                 Remedy("A virtual GPU without a licence slows down after about 20 minutes: renew the licence."),
                 run,
             )
-        elif masks and not any(masks) and _cool_and_under_power(run, info.slowdown_c if info is not None else None):
+        elif masks and not any(masks) and _cool_and_under_power(run, info.slowdown_c):
             found = cause("low-clocks/stuck", shown, pstate, seen("reason bits", "none", via="NVML"))
             yield _low(
                 evidence,

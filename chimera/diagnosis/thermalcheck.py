@@ -71,8 +71,17 @@ class ThermalResult:
     """In words."""
 
 
-def assess(points: Sequence[ThermalPoint], slowdown_c: float | None = None) -> ThermalResult:
-    """Judge a series under sustained load; `slowdown_c` is the temperature at which the hardware slows down."""
+def assess(
+    points: Sequence[ThermalPoint], slowdown_c: float | None = None, rates: Sequence[float] | None = None
+) -> ThermalResult:
+    """Judge a series under sustained load.
+
+    Args:
+        points: The series.
+        slowdown_c: Temperature at which the hardware slows down.
+        rates: Decode rates of the warm requests in their order, where there are requests: the points' own ones hold
+            the first, cold one as well.
+    """
     track = sorted((each for each in points if math.isfinite(each.at_s) and each.at_s >= 0), key=lambda p: p.at_s)
     if len(track) < 2:
         return ThermalResult("unknown", 0.0, verdict="Too few readings to say anything.")
@@ -84,7 +93,7 @@ def assess(points: Sequence[ThermalPoint], slowdown_c: float | None = None) -> T
     ]
     fit = _settle(heat)
     throttle_at, share = _throttling(track)
-    before, after = _rates(track)
+    before, after = _rates([each.tok_s for each in track] if rates is None else rates)
     clocks = [each.sm_mhz for each in track if each.sm_mhz is not None and 0 < each.sm_mhz < 1e5]
     clock = _late_against_early(clocks)
     equilibrium = fit.equilibrium if fit is not None and fit.error <= _SURE_C else None
@@ -241,8 +250,8 @@ def _throttling(track: Sequence[ThermalPoint]) -> tuple[float | None, float | No
     return (began if share > limit("thermal-share") / 10 else None), share
 
 
-def _rates(track: Sequence[ThermalPoint]) -> tuple[float | None, float | None]:
-    rates = [each.tok_s for each in track if each.tok_s is not None and 0 < each.tok_s < 1e7]
+def _rates(read: Sequence[float | None]) -> tuple[float | None, float | None]:
+    rates = [each for each in read if each is not None and 0 < each < 1e7]
     if len(rates) < 6:
         return None, None
     part = max(3, len(rates) // 5)
@@ -293,6 +302,10 @@ def _with_words(result: ThermalResult, slowdown_c: float | None) -> ThermalResul
         if part > 0.02:
             words.append(
                 f"The rate fell from {result.tok_s_before:.3g} to {result.tok_s_after:.3g} tok/s ({part:.0%} lost)."
+            )
+        elif part < -0.02:
+            words.append(
+                f"The rate rose from {result.tok_s_before:.3g} to {result.tok_s_after:.3g} tok/s: heat did not slow it."
             )
         else:
             words.append(f"The rate held: {result.tok_s_before:.3g} tok/s cool, {result.tok_s_after:.3g} at the end.")

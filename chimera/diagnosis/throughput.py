@@ -116,6 +116,10 @@ def _reference(evidence: EvidenceSet) -> tuple[float, str] | None:
     return None
 
 
+_SLOW_QUANTISED = frozenset({"Kepler", "Maxwell", "Pascal"})
+"""Old cards, whose kernels for a quantised KV cache are slow."""
+
+
 def _causes(evidence: EvidenceSet, pairs: list[tuple[Request, float]]) -> Iterator[Cause | None]:
     lies = placement(evidence)
     loads = gpu_load(evidence)
@@ -170,10 +174,12 @@ def _causes(evidence: EvidenceSet, pairs: list[tuple[Request, float]]) -> Iterat
     yield _long_context(pairs)
     yield from _thread_causes(evidence)
     kv = options_in_force(evidence).kv_cache_type
-    if kv in ("q8_0", "q4_0") and on_cpu(evidence):
+    old = [each for each in evidence.gpu_infos if each.architecture in _SLOW_QUANTISED]
+    if kv in ("q8_0", "q4_0") and local(evidence) and (on_cpu(evidence) or old):
         yield cause(
             "low-throughput/kv-quantised",
             seen("KV cache type in force", str(kv), threshold="f16", via="settings"),
+            seen("architecture of the card", old[0].architecture, via="NVML") if old else None,
             share=0.3,
         )
     for what, before, after in changes_since(evidence):

@@ -468,12 +468,14 @@ def _windows(evidence: EvidenceSet) -> Evidence | None:
     )
 
 
+_SEEN_S = 3.0
+"""Samples are a second apart or two: so late may an engine be seen first."""
 _LOAD_FLAGS = ("-c", "-ngl", "-b", "-ub", "-t", "-np", "--flash-attn", "--cache-type-k", "--main-gpu")
 
 
 def _alternating_starts(evidence: EvidenceSet) -> Evidence | None:
-    """Engine starts whose flags go back to what they were before, in quick succession."""
-    last = evidence.engine_starts[-5:]
+    """Engine starts whose flags go back to what they were before, in quick succession; not those of our sessions."""
+    last = [each for each in evidence.engine_starts if not _by_session(evidence, each.at)][-5:]
     sets = [tuple((flag, each.args.get(flag)) for flag in _LOAD_FLAGS) for each in last]
     back = any(a == c and a != b for a, b, c in zip(sets, sets[1:], sets[2:], strict=False))
     if len(last) < 3 or not back or last[-1].at - last[0].at > 600:
@@ -484,6 +486,15 @@ def _alternating_starts(evidence: EvidenceSet) -> Evidence | None:
     )
     return seen(
         "engine started with", values, threshold="one set", via="process arguments", window_s=last[-1].at - last[0].at
+    )
+
+
+def _by_session(evidence: EvidenceSet, at: float) -> bool:
+    """An engine was first seen while one of our sessions began: a sweep loads its candidates in turn."""
+    return any(
+        -1.0 <= at - each.started_at <= (each.load_s or 0.0) + _SEEN_S
+        for each in evidence.sessions
+        if each.started_at is not None
     )
 
 
@@ -516,10 +527,12 @@ def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
         )
     idle = seen("pause before", max(pauses), over="idle-gap", via="own timings", unit="s") if pauses else None
     spread = max(loads) / min(loads) if len(loads) >= 2 else 1.0
+    gone = _unloaded_before(evidence, cold)
+    paused = idle is not None and max(pauses) >= limit("idle-gap")
     causes = ranked(
         [
-            cause("cold-load/keep-alive", idle, share=0.8)
-            if idle is not None and max(pauses) >= limit("idle-gap")
+            cause("cold-load/keep-alive", gone, idle if paused else None, share=0.8)
+            if paused or gone is not None
             else None,
             cause("cold-load/first-load", seen("it was the first request", "yes", via="own timings"), share=0.6)
             if counted and cold[0] is counted[0]
@@ -533,7 +546,7 @@ def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
                 "cold-load/keep-alive",
                 check="The server's list of loaded models before the request tells whether it had been unloaded.",
             )
-            if idle is None or max(pauses) < limit("idle-gap")
+            if not paused and gone is None
             else None,
         ]
     )
@@ -550,6 +563,25 @@ def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
         since=cold[0].measurement.started_at,
         remedies=(Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed."),),
     )
+
+
+def _unloaded_before(evidence: EvidenceSet, cold: Sequence[Request]) -> Evidence | None:
+    """The server's list did not have the model just before a cold request, and had had it before that."""
+    offset = evidence.clock_offset_s
+    if offset is None or evidence.model is None:
+        return None
+    name = evidence.model.name
+    held = [
+        (sample.at + offset, any(same_model(each.name, name) for each in sample.models))
+        for sample in evidence.server_samples
+        if isinstance(sample.models, tuple)
+    ]
+    for each in cold:
+        start = each.measurement.started_at
+        before = [(at, there) for at, there in held if at <= start]
+        if before and not before[-1][1] and start - before[-1][0] < limit("idle-gap") and any(t for _, t in before):
+            return seen("model in the server's list just before", "no", threshold="yes", via="/api/ps")
+    return None
 
 
 def _pauses(counted: Sequence[Request], cold: Sequence[Request]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
@@ -408,6 +409,14 @@ def gpu_numbers(samples: Sequence[GpuSample], pick: Callable[[GpuSample], Readin
 def info_of(evidence: EvidenceSet, uuid: str) -> GpuInfo | None:
     """The GPU with that UUID."""
     return next((each for each in evidence.gpu_infos if each.uuid == uuid), None)
+
+
+_SHARE_OF_A_GPU = re.compile(r"^GRID |-\d+[ABCQ]$")
+
+
+def is_virtual(info: GpuInfo) -> bool:
+    """It is a share of a GPU that a hypervisor hands out: such profiles are called `GRID T4-8Q`, `NVIDIA L40S-24Q`."""
+    return _SHARE_OF_A_GPU.search(info.name) is not None
 
 
 def gpu_name(evidence: EvidenceSet, uuid: str) -> str:

@@ -69,6 +69,7 @@ async def run_crew(
     facts = await _load(crew, observer)
     results: list[Measurement] = []
     facts["tokens_sent"] = sent = []
+    facts["answer_s"] = answers = []
     told: list[asyncio.Task[None]] = []
     telling = asyncio.Lock()
 
@@ -99,6 +100,7 @@ async def run_crew(
         prompts[where].learn(prompt, timed.measurement)
         results.append(timed.measurement)
         sent.append(prompt.tokens or prompt.words)
+        answers.append(timed.answer_s)
         told.append(asyncio.create_task(tell(timed)))
         return timed.measurement
 

@@ -42,6 +42,8 @@ class Timed:
 
     measurement: Measurement
     text: str
+    answer_s: float | None = None
+    """Send to the first text that is not thinking; None where none came."""
 
 
 @dataclass(slots=True)
@@ -54,6 +56,7 @@ class _Seen:
     counted: bool = True
     """The counts are the server's own, for each event so far."""
     text: list[str] = field(default_factory=list)
+    answer_at: float | None = None
     done: Done | None = None
 
 
@@ -113,7 +116,8 @@ async def measure(
         result = replace(result, prefill_tok_s=None)
     if cache_allowed:
         result = replace(result, ttft_s=None, prefill_tok_s=None)
-    return Timed(result, "".join(seen.text))
+    answer_s = None if seen.answer_at is None else seen.answer_at - sent
+    return Timed(result, "".join(seen.text), answer_s)
 
 
 async def _receive(backend: Backend, request: GenerateRequest, seen: _Seen, sent: float, live: LiveRequest) -> None:
@@ -130,6 +134,8 @@ async def _receive(backend: Backend, request: GenerateRequest, seen: _Seen, sent
                 seen.counts.append(event.count)
                 seen.counted = seen.counted and event.counted
                 seen.text.append(event.text)
+                if seen.answer_at is None and not event.thinking:
+                    seen.answer_at = event.at
                 total += event.count
                 live.token(event.at, event.count, seen.stamps[0] - sent)
                 # Pieces of text are counted as well: a server whose own count stands still must not stream for ever.

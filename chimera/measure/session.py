@@ -55,7 +55,8 @@ class SessionOutcome:
     void_reason: VoidReason | None
     """Set where no request of it counts: the commonest reason."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """`load_s`, and `tokens_sent`: each prompt's length as it was known before it was sent, a lower bound."""
+    """`load_s`; for each request `tokens_sent`, its prompt's length as it was known before, a lower bound, and
+    `answer_s`, the time to its first text that is not thinking, None where none came."""
 
 
 def read_prompt_file(path: str) -> str:
@@ -131,7 +132,8 @@ async def run_session(
         await observer.loaded(effective)
     results: list[Measurement] = []
     sent: list[int] = []
-    facts["tokens_sent"] = sent
+    answers: list[float | None] = []
+    facts |= {"tokens_sent": sent, "answer_s": answers}
     warm_loads_s: list[float] = []
     failures = 0
     ends = None if seconds is None else time.perf_counter() + seconds
@@ -162,6 +164,7 @@ async def run_session(
         prompts.learn(prompt, timed.measurement)
         results.append(timed.measurement)
         sent.append(prompt.tokens or prompt.words)
+        answers.append(timed.answer_s)
         await observer.measured(timed)
         if timed.measurement.void_reason is None and timed.measurement.load_s is not None:
             warm_loads_s.append(timed.measurement.load_s)

@@ -103,7 +103,33 @@ def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, ro
     target = replace(run.target, assume_yes=run.target.assume_yes or yes)
     known = asyncio.run(_survey(target, run.workload))
     drawn = draw(run, base, cure, known, rounds=rounds)
-    return create_study(journal, target, drawn, name=f"remedy for {cure.finding.code} of {run.id}")
+    of = {"cure": {"of": run.id, "code": cure.finding.code}}
+    return create_study(journal, target, drawn, name=f"remedy for {cure.finding.code} of {run.id}", more=of)
+
+
+def aftermath(journal: Journal, run: Run) -> str | None:
+    """Whether the symptom that a run tried to cure is still seen with the remedy, in a sentence.
+
+    A verdict compares figures; where the symptom is that none count, this is what there is to say. None for a run that
+    tried no remedy, or has measured nothing with it.
+    """
+    from chimera.diagnosis.rules import diagnose
+
+    from .evidence import evidence_of
+
+    code = run.plan.get("cure", {}).get("code")
+    if code is None:
+        return None
+    said = []
+    for candidate, when in (("c0", "before"), ("c1", "after")):
+        evidence = evidence_of(journal, run, focus=candidate)
+        sent = [one for one in evidence.requests if one.measurement.role == "measure"]
+        if not sent:
+            return None
+        seen = any(one.code == code for one in diagnose(evidence))
+        counted = sum(one.measurement.valid for one in sent)
+        said.append(f"{when} it {'is seen' if seen else 'is not seen'} and {counted} of {len(sent)} requests count")
+    return f"{code}: {'; '.join(said)}"
 
 
 async def _survey(target: Target, workload: Workload) -> Survey:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from chimera import __version__
 from chimera.diagnosis.bundle import WINDOW_S, Bundle, build_bundle
-from chimera.diagnosis.evidence import EvidenceSet, PastRun
+from chimera.diagnosis.evidence import EngineStart, EvidenceSet, PastRun
 from chimera.diagnosis.rules import diagnose, since_first_seen
 from chimera.domain.finding import SEVERITIES, Finding
 from chimera.domain.run import ENDED, Run, Target
@@ -25,13 +25,16 @@ from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
+from chimera.telemetry.serverlog import ServiceLog
 from chimera.telemetry.serverwatch import ServerWatch
 
-from .evidence import evidence_now, evidence_of, history
+from .evidence import evidence_now, evidence_of, history, woke
+from .sampler import Engines
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
+_STARTS = 20
 RECENT_S = 86400.0
 """A run that ended longer ago says nothing of today."""
 
@@ -104,12 +107,19 @@ class LiveLook:
         self._collector = Collector(ServerWatch(server.kind, server.url) if server is not None and server.url else None)
         self._neighbours = [(one, ServerWatch(one.kind, one.url)) for one in neighbours]
         self._snapshots: deque[Snapshot] = deque(maxlen=int(WINDOW_S))
+        self._clocks: deque[tuple[float, float]] = deque(maxlen=int(WINDOW_S))
+        self._engines = Engines()
+        self._starts: deque[EngineStart] = deque(maxlen=_STARTS)
+        self._log = ServiceLog(WINDOW_S)
         self._found: list[Finding] = []
 
     def tick(self) -> Snapshot:
         """Take a reading."""
         snapshot = self._collector.snapshot()
         self._snapshots.append(snapshot)
+        now = time.time()
+        self._clocks.append((snapshot.at, now - time.monotonic()))
+        self._starts += [EngineStart(now, pid, flags) for pid, flags in self._engines.fresh(snapshot.server)]
         return snapshot
 
     def examine(self) -> Examination:
@@ -125,6 +135,9 @@ class LiveLook:
             neighbours=beside,
             host=self._host,
             own_pids=(os.getpid(),),
+            engine_starts=self._starts,
+            resumed_at=woke(self._clocks),
+            log=self._log.lines(self._loaded.server, time.time()),
         )
         self._found = since_first_seen(self._found, diagnose(evidence), time.time())
         return Examination(evidence, tuple(self._found))
@@ -181,8 +194,9 @@ _SYSTEM = ("machine", "cpu", "cores", "threads", "memory_bytes", "python", "plat
 
 
 def _names() -> list[str]:
-    """Words that nobody outside needs: who is logged in, what the machine is called, keys."""
-    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, "")]
+    """Words that nobody outside needs: who is logged in and where that one's home is, the machine's name, keys."""
+    home = str(Path.home())
+    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, ""), home if home.count("/") > 1 else ""]
     with suppress(OSError, KeyError):  # no entry for this user, as in a container
         names.append(getpass.getuser())
     return [name for name in names if name not in {"", "root", "localhost"}]

@@ -10,6 +10,7 @@ import itertools
 import re
 import statistics
 import sys
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,11 +34,11 @@ from chimera.domain.readings import Missing, number
 from chimera.domain.run import Run, RunKind, Session
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, ServerSample, Snapshot
-from chimera.domain.text import plain
 from chimera.errors import ConfigError
 from chimera.model.memory import forecast, kv_cache
 from chimera.model.roofline import roof_tok_s
 from chimera.model.shape import ModelShape
+from chimera.telemetry.serverlog import service_lines, telling
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal, Row
@@ -147,20 +148,28 @@ def _by_kind(snapshots: Sequence[Snapshot], offset: float | None) -> _Read:
     )
 
 
-def _woke(read: Sequence[Sample]) -> float | None:
-    """When the machine last woke from sleep, from samples as they were written."""
-    woke = None
-    for before, after in itertools.pairwise(read):
-        if after.snapshot.at >= before.snapshot.at and after.offset - before.offset > _SLEPT_S:
-            woke = after.at
-    return woke
+def woke(clocks: Iterable[tuple[float, float]]) -> float | None:
+    """When the machine last woke from sleep, by the wall clock.
+
+    `clocks` are monotonic times, each with what the wall clock was ahead of it then.
+    """
+    found = None
+    for (before, old), (after, new) in itertools.pairwise(clocks):
+        if after >= before and new - old > _SLEPT_S:
+            found = after + new
+    return found
 
 
 # -- a run -------------------------------------------------------------------------------------------------------------
 
 
 def evidence_of(
-    journal: Journal, run: Run, *, window_s: float | None = None, history: tuple[PastRun, ...] | None = None
+    journal: Journal,
+    run: Run,
+    *,
+    window_s: float | None = None,
+    history: tuple[PastRun, ...] | None = None,
+    focus: str | None = None,
 ) -> EvidenceSet:
     """All that the journal has of a run.
 
@@ -169,19 +178,25 @@ def evidence_of(
         run: The run; may still be going on.
         window_s: Only so many of the last seconds of samples, for looks while it goes on; None = all of them.
         history: From `history_of`, where it was read before; it does not change while a run goes on.
+        focus: Only what this candidate did; None = all of them, judged by the baseline or the only one.
     """
     run = journal.run(run.id)
     trials = {trial.candidate: trial for trial in journal.trials(run.id)}
-    focus = "c0" if "c0" in trials else next(iter(trials), None)
+    alone = focus
+    if focus is None:
+        focus = "c0" if "c0" in trials else next(iter(trials), None)
     requested = trials[focus].requested if focus is not None else None
     effective = {name: journal.effective(run.id, name) for name in trials}
     runs_as = effective[focus] if focus is not None else None
-    sessions = journal.sessions(run.id)
-    rows = journal.measurements(run.id)
+    sessions = [one for one in journal.sessions(run.id) if alone in (None, one.candidate)]
+    rows = [one for one in journal.measurements(run.id) if alone in (None, one.candidate)]
     newest = max((one.measurement.started_at + one.measurement.total_s for one in rows), default=0.0)
     newest = max(newest, run.started_at or 0.0, sessions[-1].started_at or 0.0 if sessions else 0.0)
     after = 0.0 if window_s is None else newest - window_s
     written = [read_sample(at, data) for at, data in journal.samples(run.id, after=after)]
+    if alone is not None:
+        spans = [(one.started_at, one.ended_at or one.started_at) for one in sessions if one.started_at is not None]
+        written = [one for one in written if any(start <= one.at <= end for start, end in spans)]
     samples = _one_clock(written)
     seen = _by_kind([one.snapshot for one in samples], samples[-1].offset if samples else None)
     needed: dict[str, float] = next((one.facts["needs"] for one in reversed(sessions) if _told(one, focus)), {})
@@ -223,7 +238,8 @@ def evidence_of(
         platform=str(run.host.get("platform") or ""),
         container=run.host.get("container"),
         physical_cores=run.host.get("cores"),
-        resumed_at=_woke(written),
+        resumed_at=woke([(one.snapshot.at, one.offset) for one in written]),
+        slept_s=run.host.get("slept_s"),
     )
 
 
@@ -245,10 +261,13 @@ def _installed(host: Mapping[str, Any]) -> tuple[ModelInfo, ...]:
 
 def _requests(run: Run, rows: Sequence[Row], sessions: Sequence[Session]) -> tuple[Request, ...]:
     sent = {one.seq: list(one.facts.get("tokens_sent", ())) for one in sessions}
+    answered = {one.seq: list(one.facts.get("answer_s", ())) for one in sessions}
     found = []
     for row in rows:
         lengths = sent.get(row.session)
         length = lengths.pop(0) if lengths else None
+        answers = answered.get(row.session)
+        answer = answers.pop(0) if answers else None
         found.append(
             Request(
                 row.measurement,
@@ -258,6 +277,7 @@ def _requests(run: Run, rows: Sequence[Row], sessions: Sequence[Session]) -> tup
                 requested=_asked(run, row.candidate, row.measurement.agent),
                 tokens_sent=length if isinstance(length, int) else None,
                 output_tokens=run.workload.output_tokens,
+                answer_s=answer if isinstance(answer, int | float) else None,
             )
         )
     return tuple(found)
@@ -395,6 +415,9 @@ def evidence_now(
     neighbours: Sequence[tuple[ServerInfo, ServerSample]] = (),
     host: Mapping[str, object] | None = None,
     own_pids: Iterable[int] = (),
+    engine_starts: Iterable[EngineStart] = (),
+    resumed_at: float | None = None,
+    log: Iterable[str] = (),
 ) -> EvidenceSet:
     """What can be seen without a run of our own.
 
@@ -407,10 +430,13 @@ def evidence_now(
         neighbours: Other servers of this host with what they hold.
         host: From `machine_facts`.
         own_pids: Processes of Chimera.
+        engine_starts: Engines that were seen to come up.
+        resumed_at: When the machine last woke from sleep.
+        log: Lines of the server's log that rules look for.
     """
     seen = _by_kind(snapshots, clock_offset_s)
     facts = host or {}
-    cores, container = facts.get("cores"), facts.get("container")
+    cores, container, slept = facts.get("cores"), facts.get("container"), facts.get("slept_s")
     effective = loaded.effective if loaded is not None else None
     shape = loaded.shape if loaded is not None else None
     needed = needs(shape, effective.options if effective is not None else Options(), seen.gpu_infos)
@@ -438,11 +464,15 @@ def evidence_now(
             if isinstance(sample.models, tuple)
             for model in sample.models
         ),
+        engine_starts=tuple(engine_starts),
+        log=tuple(LogLine(line) for line in log),
         engine_pids=frozenset(pids),
         own_pids=frozenset(own_pids),
         platform=str(facts.get("platform") or ""),
         container=container if isinstance(container, bool) else None,
         physical_cores=cores if isinstance(cores, int) else None,
+        resumed_at=resumed_at,
+        slept_s=slept if isinstance(slept, float) else None,
     )
 
 
@@ -488,29 +518,32 @@ def needs(shape: ModelShape | None, options: Options, gpus: Sequence[GpuInfo], d
     return found
 
 
-_TELLING = ("forcing full prompt re-processing", "truncating input prompt", "evicting", "invalid option provided",
-            "requires flash_attn", "inference compute", "offloaded ", "out of memory")  # fmt: skip
-_LINES = 20
+def log_lines(backend: Backend, since: float) -> list[str]:
+    """The lines that rules look for of our own engine's log, or of the Ollama service's since a moment (wall clock).
 
-
-def log_lines(backend: Backend) -> list[str]:
-    """The lines of our own engine's log that rules look for; a server that is not ours shows nobody its log."""
+    Reads files and may ask the system's journal: not for the event loop.
+    """
     from chimera.backends.llama_engine import OwnedEngine
 
-    lines = backend.log if isinstance(backend, OwnedEngine) else ()
-    telling = [plain(line)[:300] for line in lines if any(words in line for words in _TELLING)]
-    return list(dict.fromkeys(telling))[-_LINES:]
+    if isinstance(backend, OwnedEngine):
+        return telling(backend.log)
+    return service_lines(backend.kind, backend.url, since)
 
 
 def machine_facts() -> dict[str, object]:
-    """Where this process runs, as far as rules ask for it: `platform`, and `container` or not."""
+    """Where this process runs, as far as rules ask: `platform`, `container` or not, `slept_s` since it was started."""
     import platform
 
     system = {"linux": "linux", "darwin": "macos", "win32": "windows"}.get(sys.platform, sys.platform)
     if system == "linux" and "microsoft" in platform.release().lower():
         system = "wsl"
     marks = (Path("/.dockerenv"), Path("/run/.containerenv"))
-    return {"platform": system, "container": any(mark.exists() for mark in marks)}
+    facts: dict[str, object] = {"platform": system, "container": any(mark.exists() for mark in marks)}
+    if sys.platform == "linux":
+        # The one clock goes on while the machine sleeps, the other stands still.
+        slept = time.clock_gettime(time.CLOCK_BOOTTIME) - time.clock_gettime(time.CLOCK_MONOTONIC)
+        facts["slept_s"] = slept if slept > _SLEPT_S else 0.0
+    return facts
 
 
 def installed_facts(models: Iterable[ModelInfo]) -> list[dict[str, Any]]:

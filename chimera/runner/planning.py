@@ -363,8 +363,15 @@ def sketch(
     return Sketch(kind, known, plan, axes, groups, ruled_out, cost, workload, base)
 
 
-def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str | None = None) -> Run:
-    """The run of a sketch in the journal, ready for a worker."""
+def create_study(
+    journal: Journal,
+    target: Target,
+    drawn: Sketch,
+    *,
+    name: str | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> Run:
+    """The run of a sketch in the journal, ready for a worker; `more` goes into its plan as it is."""
     return journal.create_run(
         drawn.kind,
         target,
@@ -385,6 +392,7 @@ def create_study(journal: Journal, target: Target, drawn: Sketch, *, name: str |
             },
             "survey": drawn.survey.as_dict(),
             "lenient": [],
+            **(more or {}),
         },
         name=name,
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import GpuInfo, GpuSample, Snapshot
+from chimera.domain.telemetry import GpuInfo, GpuSample, ServerSample, Snapshot
 from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Sampler:
         self._journal = journal
         self._run_id = run_id
         self._live = live
-        self._engines: dict[int, dict[str, str]] = {}
+        self._engines = Engines()
         self._gpus: tuple[GpuInfo, ...] = ()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._sample, name="telemetry", daemon=True)
@@ -116,10 +116,7 @@ class Sampler:
         live = self._live
         if self._quiet and live is not None and live.rate is not None:
             more["tok_s"] = live.rate
-        pids = snapshot.server.engine_pids if snapshot.server is not None else ()
-        fresh = {pid: engine_flags(pid) for pid in pids if pid not in self._engines}
-        self._engines |= fresh
-        started = [{"pid": pid, "args": args} for pid, args in fresh.items() if args]
+        started = [{"pid": pid, "args": args} for pid, args in self._engines.fresh(snapshot.server)]
         return more | ({"engines": started} if started else {})
 
 
@@ -129,6 +126,19 @@ _FLAGS: tuple[tuple[str, ...], ...] = (
     ("--main-gpu", "-mg"),
 )  # fmt: skip
 """Load options as an engine's process shows them; the first name is the one that rules know."""
+
+
+class Engines:
+    """The engines of a server, each told once, with its flags, when it is first seen."""
+
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def fresh(self, server: ServerSample | None) -> list[tuple[int, dict[str, str]]]:
+        """Those that were not there before; without those that show no flags."""
+        pids = [pid for pid in (server.engine_pids if server is not None else ()) if pid not in self._known]
+        self._known.update(pids)
+        return [(pid, flags) for pid in pids if (flags := engine_flags(pid))]
 
 
 def engine_flags(pid: int) -> dict[str, str]:

@@ -89,13 +89,17 @@ def judge(journal: Journal, run: Run, began: float) -> list[dict[str, Any]]:
     Without any GPU there is one entry, which says how the rate held.
     """
     samples = read_samples(journal, run.id, after=began)
+    rows = [one.measurement for one in journal.measurements(run.id)]
+    rates = [rate for one in rows if one.valid and not one.cold and (rate := one.rate) is not None]
     infos: dict[str, GpuInfo] = {info.uuid: info for one in samples for info in one.snapshot.gpus.infos}
     found = []
     for uuid, info in infos.items():
         slowdown = _slowdown(info, samples)
-        result = assess(points_of(samples, began, uuid), slowdown)
+        result = assess(points_of(samples, began, uuid), slowdown, rates)
         found.append({"uuid": uuid, "gpu": info.name, "slowdown_c": slowdown, **asdict(result)})
-    return found or [{"uuid": None, "gpu": None, "slowdown_c": None, **asdict(assess(points_of(samples, began)))}]
+    return found or [
+        {"uuid": None, "gpu": None, "slowdown_c": None, **asdict(assess(points_of(samples, began), None, rates))}
+    ]
 
 
 def _slowdown(info: GpuInfo, samples: Sequence[Sample]) -> float | None:

@@ -34,6 +34,7 @@ from chimera.tuning.protocol import FAILURE_WORDS, Done
 
 from .checkup import Checkup
 from .crews import Arm, Crews, arm_of
+from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .putback import restore
 from .recorder import Gate, ProgressWriter, Recorder
@@ -232,7 +233,8 @@ class Worker:
 
     def _conclude(self) -> None:
         """Say what the whole run has shown."""
-        for words in conclude(self._journal, self._run):
+        cured = aftermath(self._journal, self._run)
+        for words in [*conclude(self._journal, self._run), *([cured] if cured else [])]:
             self._journal.log(self._run.id, words, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
@@ -334,6 +336,7 @@ class Worker:
         if options != trial.requested:
             left = sorted(set(trial.requested.as_dict()) - set(options.as_dict()))
             self._journal.log(run.id, f"{', '.join(left)}: not settable on this server, measured as it runs", "notice")
+        began = time.time()
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
         self._sampler.begin_session()
         comparing = run.kind in COMPARING
@@ -364,7 +367,12 @@ class Worker:
         except BackendError as error:
             self._loaded = None
             reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
-            facts = {"error": str(error), "failure": failure_of(error), "needs": self._needs(session.candidate)}
+            facts = {
+                "error": str(error),
+                "failure": failure_of(error),
+                "needs": self._needs(session.candidate),
+                "log": await asyncio.to_thread(log_lines, backend, began),
+            }
             await recorder.end(replace(session, state="void", void_reason=reason, facts=facts))
             if not comparing:
                 raise
@@ -379,7 +387,7 @@ class Worker:
         if effective is not None and effective.vram_bytes and not one_load:
             outcome.facts.setdefault(VRAM_FACT, effective.vram_bytes)
         outcome.facts["needs"] = self._needs(session.candidate)
-        outcome.facts["log"] = log_lines(backend)
+        outcome.facts["log"] = await asyncio.to_thread(log_lines, backend, began)
         if run.kind == "thermal":
             await self._judge_heat(outcome)
         state: SessionState = "void" if outcome.void_reason else "done"

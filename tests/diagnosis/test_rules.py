@@ -532,7 +532,9 @@ def test_nine_seconds_of_low_clocks_are_not_stuck() -> None:
 
 def test_locked_clocks_and_a_virtual_gpu_have_names_of_their_own() -> None:
     assert must(stuck(reasons=2.0), "low-clocks").cause == "low-clocks/locked"
-    virtual = replace(stuck(reasons=Missing("unsupported"), throttle_s={}), virtual_gpu=True)
+    virtual = replace(
+        stuck(reasons=Missing("unsupported"), throttle_s={}), gpu_infos=(replace(GPU, name="NVIDIA L40S-24Q"),)
+    )
     assert must(virtual, "low-clocks").cause == "low-clocks/vgpu-licence"
 
 
@@ -983,6 +985,15 @@ def test_a_sweeps_own_loads_are_no_thrash() -> None:
     assert diagnose(healthy(requests=warmups + tuple(requests(5)))) == []
 
 
+def test_engines_that_a_sweeps_sessions_start_are_no_thrash() -> None:
+    windows = ("4096", "8192", "4096", "8192")
+    starts = tuple(EngineStart(WALL + 60 * i + 4, 100 + i, {"-c": each}) for i, each in enumerate(windows))
+    sessions = tuple(SessionFacts(i + 1, f"c{i % 2}", started_at=WALL + 60 * i, load_s=3.0) for i in range(4))
+    assert diagnose(EvidenceSet(engine_starts=starts, sessions=sessions)) == []
+    strangers = tuple(replace(each, at=each.at + 20) for each in starts)
+    assert must(EvidenceSet(engine_starts=strangers, sessions=sessions), "reload-thrash")
+
+
 def test_the_cases_above_cover_every_code() -> None:
     import pathlib
 
@@ -1002,6 +1013,12 @@ def test_models_that_are_installed_are_named_as_cures_smallest_step_first() -> N
     words = " ".join(each.text for each in finding.remedies)
     assert "gemma3:4b-it-q3" in words
     assert "llama3:70b" not in words
+
+
+@pytest.mark.parametrize(("installed", "says"), [((), "was not asked"), ((MODEL,), "none is installed")])
+def test_no_smaller_model_is_denied_where_nobody_asked_for_them(installed: tuple[ModelInfo, ...], says: str) -> None:
+    finding = must(healthy(server_samples=servers(vram=3e9), installed=installed), "cpu-offload")
+    assert any(says in each.text for each in finding.remedies)
 
 
 def test_two_gpus_are_told_apart() -> None:

@@ -86,6 +86,18 @@ def test_a_cool_card_holds_its_rate() -> None:
     assert "27 °C to slowdown" in result.verdict
 
 
+def test_the_first_cold_request_is_no_cool_rate_and_a_rise_is_not_called_held() -> None:
+    """As seen on a busy machine: 16 tok/s in the discarded request, 65 in those that count."""
+    points = series(2, lambda _: 55.0, rate=lambda at: 16.0 if at < 30 else 65.0)
+    warm = assess(points, rates=[65.0] * 8)
+    assert (warm.tok_s_before, warm.tok_s_after) == (65.0, 65.0)
+    assert "The rate held" in warm.verdict
+    risen = assess(points, rates=[40.0] * 4 + [65.0] * 4)
+    assert "The rate rose from 40 to 65 tok/s" in risen.verdict
+    assert "held" not in risen.verdict.replace("held clocks down", "")
+    assert assess(points, rates=[65.0] * 3).tok_s_before is None
+
+
 def test_a_curve_that_will_meet_slowdown_says_when() -> None:
     result = assess(series(3, heating(40.0, 90.0, 120.0)), slowdown_c=84.0)
     assert result.level == "close"

@@ -50,6 +50,19 @@ async def test_a_stop_token_without_text_does_not_raise_the_clients_rate() -> No
     assert result.client_decode_tok_s == pytest.approx(50.0)
 
 
+@pytest.mark.parametrize(("thought", "answer_s"), [(0, 0.1), (5, 0.6), (8, None)])
+async def test_the_first_word_of_the_answer_is_the_first_that_is_no_thought(
+    thought: int, answer_s: float | None
+) -> None:
+    def play(sent: float) -> list[Event | Exception]:
+        words = [Tokens(sent + 0.1 * (i + 1), "x", thinking=i < thought) for i in range(8)]
+        return [Headers(sent), *words, Done(sent + 0.9, completion_tokens=8, finish_reason="length")]
+
+    timed = await measure(PlayedBackend(play), REQUEST, PROMPT)
+    assert timed.measurement.ttft_s == pytest.approx(0.1, abs=0.005)
+    assert timed.answer_s == (None if answer_s is None else pytest.approx(answer_s, abs=0.005))
+
+
 @pytest.mark.parametrize("held", [(0,), (7,), (15,), (0, 1, 15), (14, 15)])
 async def test_tokens_that_end_inside_a_character_leave_the_clients_rate_alone(held: tuple[int, ...]) -> None:
     """llama.cpp holds their text back: it comes with the next token, or never."""

@@ -109,14 +109,12 @@ def test_a_busy_loop_on_all_cores_is_foreign_load_with_its_share_while_the_run_g
 
 
 @pytest.mark.embedded
-def test_a_window_that_is_too_small_is_context_truncation_refused_or_cut() -> None:
-    shape = ("--requests", "2", "--num-ctx", "256")
-    refused = findings("--embedded", *shape, "--prompt-tokens", "400", "--output-tokens", "8")
-    assert refused["context-truncation"]["cause"] == "context-truncation/refused"
-    assert {"num_ctx": 512} in [one["options"] for one in refused["context-truncation"]["remedies"]]
-    cut = findings("--embedded", *shape, "--prompt-tokens", "230", "--output-tokens", "40")
-    assert cut["context-truncation"]["cause"] == "context-truncation/output-cut"
-    assert {"num_ctx": 512} in [one["options"] for one in cut["context-truncation"]["remedies"]]
+@pytest.mark.parametrize(("prompt", "output", "cause"), [("400", "8", "refused"), ("230", "40", "output-cut")])
+def test_a_window_that_is_too_small_is_context_truncation_refused_or_cut(prompt: str, output: str, cause: str) -> None:
+    shape = ("--requests", "2", "--num-ctx", "256", "--prompt-tokens", prompt, "--output-tokens", output)
+    found = findings("--embedded", *shape)
+    assert found["context-truncation"]["cause"] == f"context-truncation/{cause}"
+    assert {"num_ctx": 512} in [one["options"] for one in found["context-truncation"]["remedies"]]
 
 
 @pytest.mark.embedded
@@ -185,7 +183,8 @@ def test_heat_that_holds_clocks_down_is_found_with_its_share_of_the_time() -> No
 
 
 def test_heat_between_two_samples_is_found_by_the_counters() -> None:
-    found = on_card("short_throttle", at=3.2, seconds=0.3)["thermal-throttling"]
+    # The driver's clock runs from the worker's start: a busy machine may take seconds to its first request.
+    found = on_card("short_throttle", 9, at=6.0, seconds=0.3)["thermal-throttling"]
     share = next(one for one in found["evidence"] if one["source"] == "measured")
     assert share["value"] * share["window_s"] == pytest.approx(0.3, abs=0.05)
 

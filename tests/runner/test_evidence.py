@@ -131,10 +131,12 @@ def test_samples_of_before_a_sleep_are_moved_onto_the_clock_of_after_it(journal:
 
 
 def test_evidence_holds_what_the_run_met_and_where_its_samples_lie(journal: Journal) -> None:
-    run = record(journal, facts={"tokens_sent": [64, 64, 64, 64], "throttle_shares": {"sw-thermal": 0.2}})
+    facts = {"tokens_sent": [64] * 4, "answer_s": [0.2, None, 9.0, 0.2], "throttle_shares": {"sw-thermal": 0.2}}
+    run = record(journal, facts=facts)
     journal.add_samples(run.id, [(WALL + at, encode(snapshot(500.0 + at))) for at in range(5)])
     evidence = evidence_of(journal, run)
     assert [one.tokens_sent for one in evidence.requests] == [64] * 4
+    assert [one.answer_s for one in evidence.requests] == [0.2, None, 9.0, 0.2]
     assert evidence.sessions[0].throttle_shares == {"sw-thermal": 0.2}
     assert evidence.engine_pids == {7, 77}
     assert evidence.driver == "575.1"

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
+from textual.app import App
+from textual.binding import BindingType
 from textual.message import Message
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.finding import Cause, Evidence, Finding, Remedy
-from chimera.domain.run import RunState
+from chimera.domain.options import Options
+from chimera.domain.run import RunState, Target, Trial
+from chimera.domain.server import ServerInfo
+from chimera.domain.workload import Workload
 from chimera.runner.follow import Update
+from chimera.store.journal import Journal
+from chimera.telemetry import serverlog
 from chimera.telemetry.loaded import Loaded
 from chimera.tui import feeds
 from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
 from chimera.tui.screens import doctor
-from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.ask import Answer, Ask
 from chimera.tui.screens.doctor import Doctor, Examined
 from tests.widgets.screens import screen_text
 
@@ -121,6 +131,75 @@ async def test_a_remedy_is_tried_after_one_question(begun: list[tuple[str, Calla
         await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
 
 
+async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_gone(
+    begun: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = QuietApp()
+    heard: list[Message] = []
+    monkeypatch.setattr(app, "post", heard.append)
+    monkeypatch.setattr(doctor, "start", lambda post, command: post(RunBegun("zhes")))
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: [name for name, _ in begun] == ["remedy"])
+        await until(pilot, lambda: not isinstance(app.screen, Doctor | Ask))
+        thread = threading.Thread(target=begun[0][1])
+        thread.start()
+        await asyncio.to_thread(thread.join)
+    assert [one.run_id for one in heard if isinstance(one, RunBegun)] == ["zhes"]
+
+
+async def test_the_key_of_an_answer_means_nothing_below_the_question() -> None:
+    """A preset ran beside the remedy, since both were on 1."""
+
+    class Asking(App[None]):
+        BINDINGS: ClassVar[list[BindingType]] = [("1", "preset", "Preset 1")]
+        presets = 0
+
+        def action_preset(self) -> None:
+            self.presets += 1
+
+    app = Asking()
+    answers: list[str | None] = []
+    async with app.run_test() as pilot:
+        await pilot.press("1")
+        assert app.presets == 1
+        app.push_screen(Ask("Which?", (Answer("1", "one", "the first"),)), answers.append)
+        await pilot.pause()
+        await pilot.press("1")
+        await until(pilot, lambda: answers == ["one"])
+        await pilot.pause()
+    assert app.presets == 1
+
+
+async def test_where_no_run_is_followed_the_last_one_is_told_of_and_its_remedy_tried(
+    begun: list[tuple[str, Callable[[], None]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    target = Target("ollama", "http://127.0.0.1:11434")
+    with Journal.open() as journal:
+        trial = Trial("c0", "candidate", requested=Options())
+        run = journal.create_run("run", target, Workload(), seed=1, trials=[trial])
+        journal.set_findings(run.id, [OFFLOAD])
+        journal.set_state(run.id, "done")
+    assert doctor.last_of(Target("embedded")) == (None, ())
+    last, found = doctor.last_of(target)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        app.screen.post_message(Examined((), last, found))
+        await until(pilot, lambda: f"this moment and run {run.id}, run, done: 1 finding" in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: "remedy" in [name for name, _ in begun])
+
+
 async def test_nothing_is_tried_where_there_is_no_setting_or_the_run_goes_on(begun: list[object]) -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
@@ -157,6 +236,25 @@ def test_the_examination_of_a_moment_is_made_of_its_readings() -> None:
     doctor.examine(posted.append, (snapshot(), snapshot()), Loaded(), 0.0)
     [message] = posted
     assert isinstance(message, Examined)
+
+
+def test_the_servers_log_speaks_on_the_screen_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serverlog, "ollama_log", lambda since: ['msg="invalid option provided" option=num_ctxx'])
+    loaded = Loaded(ServerInfo("ollama", "http://127.0.0.1:11434"))
+    posted: list[Message] = []
+    doctor.examine(posted.append, (snapshot(),), loaded, 0.0, log=serverlog.ServiceLog(600.0))
+    [message] = posted
+    assert isinstance(message, Examined)
+    assert [one.cause for one in message.findings] == ["clamped-settings/ignored-option"]
+
+
+def test_what_is_found_at_two_moments_keeps_the_time_of_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chimera.diagnosis.rules.diagnose", lambda evidence: [replace(NOISE, since=None)])
+    posted: list[Examined] = []
+    for before in ((), (replace(NOISE, since=5.0),)):
+        doctor.examine(posted.append, (snapshot(),), Loaded(), 0.0, None, before)  # type: ignore[arg-type]  # only those
+    assert [one.findings[0].since == 5.0 for one in posted] == [False, True]
+    assert posted[0].findings[0].since is not None
 
 
 def test_the_bundle_key_writes_both_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from textual import on
+from textual import events, on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
@@ -60,11 +60,11 @@ class Ask(ModalScreen[str | None]):
     def _row(answer: Answer) -> str:
         return f" {answer.key}  {plain(answer.text)}"
 
-    def on_key(self, event: object) -> None:
-        """A letter answers at once."""
-        pressed = getattr(event, "key", "")
+    def on_key(self, event: events.Key) -> None:
+        """A letter answers at once, and means nothing else: below the question it may be bound to something."""
         for answer in self._answers:
-            if pressed == answer.key:
+            if event.key == answer.key:
+                event.stop()
                 self.dismiss(answer.value)
                 return
 

@@ -27,6 +27,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.telemetry import Snapshot
 from chimera.domain.text import plain
 from chimera.errors import ChimeraError
+from chimera.telemetry.serverlog import ServiceLog
 from chimera.widgets import format
 from chimera.widgets.chart import Guide, TimeChart
 from chimera.widgets.findings import WORDS, evidence_text
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from ..app import ChimeraApp
     from ..state import LiveState
 
+LOG_S = 600.0
+"""The last part of the server's log that a look takes in."""
 LOOK_S = 5.0
 """Between two looks at this moment, where no run tells what it found."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~])")
@@ -51,9 +54,12 @@ Post = Callable[[Message], object]
 
 @dataclass
 class Examined(Message):
-    """This moment was judged, without a run."""
+    """This moment was judged, without a run that is followed."""
 
     findings: tuple[Finding, ...]
+    last: Run | None = None
+    """The newest run on this server that ended within a day, where none is followed."""
+    of_last: tuple[Finding, ...] = ()
 
 
 class Doctor(Screen[None]):
@@ -80,7 +86,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
         self._state = state
+        self._log = ServiceLog(LOG_S)
         self._now: tuple[Finding, ...] | None = None
+        self._last: Run | None = None
+        self._of_last: tuple[Finding, ...] = ()
         self._asked_at = 0.0
         self._asking = False
         self._shown: tuple[Finding, ...] | None = None
@@ -100,6 +109,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     def on_mount(self) -> None:
         """Show what is known."""
+        # Kept: a thread that ends after the screen has gone finds no way up from it any more.
+        self._tell = self.chimera.post
         self.query_one("#findings").focus()
         self.paint(self._state, time.monotonic())
 
@@ -115,12 +126,17 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     @property
     def run(self) -> Run | None:
-        """The run whose findings are shown: the one that goes on, else the last one that was followed."""
-        return self._state.update.run if self._state.update is not None else None
+        """The run whose findings are shown: the one that goes on, else the last one that was followed or ended."""
+        return self._state.update.run if self._state.update is not None else self._last
+
+    @property
+    def of_run(self) -> tuple[Finding, ...] | None:
+        """What was found of that run; None where nobody has looked yet."""
+        return self._state.update.findings if self._state.update is not None else self._of_last or None
 
     def findings(self) -> tuple[Finding, ...] | None:
         """Worst first; None where nobody has looked yet. What is seen now is not told twice of the last run."""
-        of_run = self._state.update.findings if self._state.update is not None else None
+        of_run = self.of_run
         if self._state.running:
             return of_run
         now = self._now or ()
@@ -137,7 +153,14 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             self._asked_at, self._asking = now, True
             recent, loaded, offset = tuple(state.recent), state.watched.loaded, state.epoch
             # A defect in there is told, and ends no more than this look.
-            feeds.begin("examination", self._post, lambda: examine(self._post, recent, loaded, offset))
+            # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
+            target = state.target if state.update is None else None
+            before = self._now or ()
+            feeds.begin(
+                "examination",
+                self._post,
+                lambda: examine(self._post, recent, loaded, offset, target, before, self._log),
+            )
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -154,11 +177,12 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             if self.is_attached:
                 self.post_message(message)
         else:
-            self.chimera.post(message)
+            self._tell(message)
 
     @on(Examined)
     def _examined(self, message: Examined) -> None:
         self._now, self._asking = message.findings, False
+        self._last, self._of_last = message.last, message.of_last
         self.paint(self._state, time.monotonic())
 
     def _about(self, found: Sequence[Finding] | None) -> str:
@@ -247,7 +271,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         finding, run = self.chosen, self.run
         if self._may_not() or finding is None:
             return
-        every: Sequence[Cure] = cures(self._state.update.findings or ()) if self._state.update is not None else ()
+        every: Sequence[Cure] = cures(self.of_run or ())
         mine = [one for one in every if one.finding == finding]
         if run is None or not mine:
             self.notify("No remedy of this finding is a setting that a run could try.", markup=False)
@@ -339,13 +363,42 @@ def _row(finding: Finding) -> str:
 # -- in threads --------------------------------------------------------------------------------------------------------
 
 
-def examine(post: Post, recent: Sequence[Snapshot], loaded: Loaded, offset: float) -> None:
-    """Ask the rules about this moment."""
-    from chimera.diagnosis.rules import diagnose
+def examine(
+    post: Post,
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    target: Target | None = None,
+    before: Sequence[Finding] = (),
+    log: ServiceLog | None = None,
+) -> None:
+    """Ask the rules about this moment, and the journal what was found of a target's last run.
+
+    What was among the findings `before` keeps the time at which it was first seen.
+    """
+    from chimera.diagnosis.rules import diagnose, since_first_seen
     from chimera.runner.evidence import evidence_now, machine_facts
 
-    evidence = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
-    post(Examined(tuple(diagnose(evidence))))
+    evidence = evidence_now(
+        recent,
+        loaded,
+        clock_offset_s=offset,
+        host=machine_facts(),
+        own_pids=(os.getpid(),),
+        log=log.lines(loaded.server, time.time()) if log is not None else (),
+    )
+    found = since_first_seen(list(before), diagnose(evidence), time.time())
+    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
+
+
+def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
+    """The newest run on a target that ended within a day, with what was found of it."""
+    from chimera.runner.doctor import last_run
+    from chimera.store.journal import Journal
+
+    with Journal.open() as journal:
+        run = last_run(journal, target)
+        return run, tuple(journal.findings(run.id)) if run is not None else ()
 
 
 def start(post: Post, command: Sequence[str]) -> None:
