@@ -62,6 +62,10 @@ class Sampler:
         self._server = server
         self._engine = (engine_pid,) if engine_pid else ()
 
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs at this moment; None where it is not known."""
+        return self._collector.free_bytes() if self._collector is not None else None
+
     def begin_session(self) -> None:
         """What is read from now on belongs to a new session."""
         with self._lock:

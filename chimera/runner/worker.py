@@ -189,7 +189,7 @@ class Worker:
     async def _prepare_crews(self, backend: Backend) -> bool:
         """Reach or start the servers that the run needs beside its own; whether something there is to be put back."""
         run = self._run
-        self._crews = Crews(run, backend, self._journal)
+        self._crews = Crews(run, backend, self._journal, self._sampler.free_bytes)
         trials = self._journal.trials(run.id)
         return await self._crews.prepare(
             [arm_of(run, trial.candidate) for trial in trials], {one.candidate: one.requested for one in trials}

@@ -495,6 +495,13 @@ class Device:
         folded = Missing("unsupported", "this driver counts the reserved part as used")
         return _bytes(old.total, positive=True), _bytes(old.used), folded, _bytes(old.free)
 
+    def free_bytes(self, now: float) -> Reading:
+        """Free memory alone, now. Raises `DeviceLost` or `DriverGone`, nothing else."""
+        self.allowance.begin(now)
+        total, _, _, free = self._memory(now)
+        sample = GpuSample(self.info.uuid, now, vram_total_bytes=total, vram_free_bytes=free)
+        return self._unified(sample, PENDING).vram_free_bytes
+
     def _unified(self, sample: GpuSample, processes: tuple[GpuProcess, ...] | Missing) -> GpuSample:
         """Memory of a GPU that shares the host's: only where NVML tells none and the name says integrated."""
         missing = sample.vram_total_bytes

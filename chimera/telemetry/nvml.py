@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from chimera.domain.readings import Missing, MissingReason
+from chimera.domain.readings import Missing, MissingReason, number
 from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, GpuState
 from chimera.domain.text import plain
 
@@ -119,6 +119,23 @@ class NvmlCollector:
                         continue  # the next full reading finds out and says so
             return tuple(found)
 
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs at this moment, one call a GPU; None where one does not tell, or there is none."""
+        now = self._clock()
+        with self._lock:
+            if not self._devices or self._absent or self._pid != os.getpid():
+                return None
+            total = 0.0
+            for device in self._devices:
+                try:
+                    free = number(device.free_bytes(now)) if device.lost is None else None
+                except (DeviceLost, DriverGone):
+                    free = None  # the next full reading finds out and says so
+                if free is None:
+                    return None
+                total += free
+            return total
+
     def reinit(self) -> None:
         """Forget all that is latched and open the driver anew at the next reading."""
         with self._lock:
@@ -143,6 +160,7 @@ class NvmlCollector:
             allowance.spend(calls)
 
     def _read(self, now: float) -> GpuState:
+        started = self._clock()  # opening the driver takes a second and more where nothing else holds it open
         if self._pid and self._pid != os.getpid():
             # The driver's state does not survive a fork: what was inherited is not ours to use.
             self._shut()
@@ -153,7 +171,6 @@ class NvmlCollector:
             self._open(now)
         if not self._pid:
             return self._without_driver(now)
-        started = self._clock()
         infos: list[GpuInfo] = []
         samples: list[GpuSample] = []
         instances: dict[str, Device] = {}

@@ -384,6 +384,35 @@ def test_each_reason_is_named_with_its_share_of_time(scenario: str, name: str, s
     assert throttles(sample)[name]["source"] == "counter"
 
 
+def test_opening_a_slow_driver_does_not_lower_the_first_share() -> None:
+    lines = play("power_cap", ticks=2, delay_ms=20, share=0.95, plan={"real": True})
+    assert lines[0]["took"] > 0.4, "opening takes its time here"
+    assert throttles(last(lines)["samples"][0])["power-cap"]["share"] == pytest.approx(0.95, abs=0.04)
+
+
+FREE = """
+import json, time
+from chimera.telemetry.nvml import NvmlCollector
+collector = NvmlCollector()
+print(json.dumps({"free": collector.free_bytes()}))
+collector.read(time.monotonic())
+for _ in range(5):
+    before = collector.calls
+    print(json.dumps({"free": collector.free_bytes(), "calls": collector.calls - before}))
+    time.sleep(0.12)
+"""
+
+
+def test_free_memory_is_read_anew_between_two_readings() -> None:
+    falling = f"free {20 * GIB}\n" + "\n".join(f"at {tenth / 10} free {(20 - tenth) * GIB}" for tenth in range(1, 10))
+    opened, *looks = run_json(FREE, nvml_env("one_gpu", extra=falling))
+    assert opened["free"] is None, "nothing was opened yet"
+    values = [look["free"] for look in looks]
+    assert values == sorted(set(values), reverse=True), "each look sees less"
+    assert {look["calls"] for look in looks} == {1}
+    assert run_json(FREE, nvml_env("not_supported", extra="code.* 15"))[-1]["free"] is None
+
+
 def test_bits_alone_count_only_after_two_samples() -> None:
     lines = play("bits_only", ticks=6, reasons=0x8 | 0x2 | 0x1, until=3.5)[:-1]
     by_tick = {round(line["t"]): line["state"]["samples"][0] for line in lines}
