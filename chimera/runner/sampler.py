@@ -170,6 +170,8 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
     own = [value for one in seen if (value := number(one.host.own_cpu_percent)) is not None]
     if own:
         facts["own_cpu_percent"] = sum(own) / len(own)
+    if len(seen) > 1 and (span := seen[-1].at - seen[0].at) > 0:
+        facts["nvml_calls_s"] = (seen[-1].cost.nvml_calls - seen[0].cost.nvml_calls) / span
     by_gpu: dict[str, list[GpuSample]] = {}
     for snapshot in seen:
         for sample in snapshot.gpus.samples:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -321,6 +322,27 @@ def test_gpus_that_do_not_fit_are_counted() -> None:
     panel = GpuPanel()
     panel.update(data.gpus(8))
     assert "4 more GPUs do not fit here" in text(panel, 56, 5)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"margin_c": 1.0},
+        {"lost": Missing("lost", "NVML: GPU is lost", 1.0)},
+        {"xids": (79,)},
+        {"throttles": (Throttle("hw-thermal", 0.5, "counter"),)},
+        {"vram_used_bytes": 79.9 * 1024**3, "vram_total_bytes": 80.0 * 1024**3},
+    ],
+)
+def test_where_not_all_gpus_fit_the_one_in_trouble_is_shown(trouble: dict[str, Any]) -> None:
+    state = data.gpus(8)
+    samples = [replace(one, throttles=(), xids=(), margin_c=30.0, lost=None) for one in state.samples]
+    samples[6] = replace(samples[6], **trouble)
+    panel = GpuPanel()
+    panel.update(replace(state, samples=tuple(samples)))
+    shown = [text_of(row).split()[0] for row in rows(panel, 32, 5)]
+    assert shown[:4] == ["0", "1", "2", "6"]
+    assert "4 more GPUs do not fit here" in text(panel, 32, 5)
 
 
 def test_two_gpus_stand_side_by_side_where_it_is_wide() -> None:
