@@ -117,19 +117,25 @@ class HostPanel(Panel):
         return grid.row("load", sample.load_1m, lambda value: f"{value:.2f}", cores, notes, sample.at)
 
     def _pressure(self, sample: HostSample, width: int) -> Row | None:
-        named = (("CPU", sample.pressure_cpu), ("memory", sample.pressure_memory), ("disk", sample.pressure_io))
+        named = [("CPU", sample.pressure_cpu), ("memory", sample.pressure_memory), ("disk", sample.pressure_io)]
         if all(number(value) is None for _, value in named):
             return None
+        named.sort(key=lambda one: (number(one[1]) or 0.0) < PRESSURE_WARN)  # what stands out comes first
         line = Line(width).add("pressure", "muted", LABEL + 1)
         for name, value in named:
             percent = number(value)
             if percent is None:
                 continue
             tone: Tone = "warn" if percent >= PRESSURE_WARN else "text"
-            sign = "▲ " if tone == "warn" else ""
-            line.gap(1).add(f"{name} ", "muted").add(f"{sign}{percent:.0f} %", tone, 5, "right").gap(2)
+            shown = f"{'▲ ' if tone == 'warn' else ''}{percent:.0f} %"
+            size = max(5, len(shown))
+            if line.left < len(name) + size + 2:  # what does not fit whole is left out
+                break
+            line.gap(1).add(f"{name} ", "muted").add(shown, tone, size, "right").gap(2)
         if (disk := number(sample.disk_read_bytes_s)) is not None and disk >= 1e6:
-            line.add("reads ", "muted").add(format.traffic(disk))
+            reads = format.traffic(disk)
+            if line.left >= len(reads) + 6:
+                line.add("reads ", "muted").add(reads)
         return line.row()
 
     def _warnings(self, sample: HostSample, width: int) -> list[Row]:

@@ -370,6 +370,15 @@ def test_what_slows_a_host_is_named() -> None:
     assert "power " not in text(panel)
 
 
+@pytest.mark.parametrize("width", [20, 30, 32, 40, 60])
+def test_pressure_is_whole_numbers_or_left_out_and_the_worst_comes_first(width: int) -> None:
+    panel = HostPanel()
+    panel.update(replace(data.host(), pressure_cpu=1.0, pressure_memory=0.0, pressure_io=66.4, disk_read_bytes_s=9e8))
+    (row,) = [line for line in text(panel, width).splitlines() if line.startswith("pressure")]
+    assert "disk ▲ 66 %" in row if width >= 24 else row.strip() == "pressure"
+    assert "…" not in row
+
+
 def test_a_host_that_tells_nothing_says_so() -> None:
     panel = HostPanel()
     panel.update(HostSample(at=1.0, cpu_percent=Missing("denied")))
