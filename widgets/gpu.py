@@ -84,6 +84,7 @@ class GpuPanel(Panel):
   own figure; the rest was measured by the driver.
 * **temp**: with the degrees left until the hardware slows down.
 * **power**: against the limit that is enforced now.
+* **used by**: processes with the memory that they hold, and their share of the GPU's time.
 * **slowed by**: reasons for lowered clocks with their share of the time since the last reading.
 
 `n/a` always comes with its reason: a missing reading is never a zero.
@@ -297,6 +298,8 @@ class GpuPanel(Panel):
         by_size = sorted(sample.processes, key=lambda process: -(number(process.vram_bytes) or 0.0))
         for index, process in enumerate(by_size):
             text = f"{process.name} {format.reading(process.vram_bytes, format.size)}"
+            if (share := number(process.sm_percent)) is not None:
+                text += f" {format.percent(share)}"
             if line.left < len(text) + 2 and index:
                 line.add("…", "muted")
                 break

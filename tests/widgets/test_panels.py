@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from chimera.domain.finding import Evidence, Finding
 from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
-from chimera.domain.readings import Missing
+from chimera.domain.readings import PENDING, Missing
 from chimera.domain.run import RunState
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import (
@@ -21,6 +21,7 @@ from chimera.domain.telemetry import (
     GpuSample,
     HostSample,
     LoadedModel,
+    ProcessShare,
     ServerSample,
     Throttle,
     VramParts,
@@ -368,6 +369,26 @@ def test_what_slows_a_host_is_named() -> None:
     assert "▲ on battery · power profile power-saver" in text(panel, 80)
     panel.update(replace(data.host(), governor="performance"))
     assert "power " not in text(panel)
+
+
+def test_who_else_uses_the_processor_is_named_with_their_cores() -> None:
+    panel = HostPanel()
+    others = (ProcessShare(7, "cc1plus\x1b[31m", 310.0), ProcessShare(8, "node", 40.0), ProcessShare(9, "x" * 60, 30.0))
+    panel.update(replace(data.host(), foreign=others, memory_limit_bytes=8 * 1024**3))
+    said = text(panel, 60)
+    assert "others   cc1plus 3.1  node 0.4 cores" in said
+    assert "limit    8.0 GiB of memory allowed" in said
+    assert "\x1b" not in said
+    panel.update(data.host())
+    assert not any(line.startswith(("others", "limit")) for line in text(panel, 60).splitlines())
+
+
+def test_processes_of_a_gpu_stand_with_their_memory_and_share() -> None:
+    panel = GpuPanel()
+    state = data.gpus(1)
+    rows_of = (GpuProcess(5, "ollama", 9.5 * 1024**3, 85.0), GpuProcess(6, "?", Missing("unsupported"), PENDING))
+    panel.update(replace(state, samples=(replace(state.samples[0], processes=rows_of),)))
+    assert "ollama 9.5 GiB 85 %   ? n/a" in text(panel, 90)
 
 
 @pytest.mark.parametrize("width", [20, 30, 32, 40, 60])
