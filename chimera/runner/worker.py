@@ -335,7 +335,7 @@ class Worker:
             left = sorted(set(trial.requested.as_dict()) - set(options.as_dict()))
             self._journal.log(run.id, f"{', '.join(left)}: not settable on this server, measured as it runs", "notice")
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
-        self._sampler.begin_session()
+        await asyncio.to_thread(self._sampler.begin_session)
         comparing = run.kind in COMPARING
         if comparing and not await self._still_there(backend):
             raise BackendUnavailable(
@@ -371,7 +371,7 @@ class Worker:
             self._say_failed(trial, failure_of(error), str(error))
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
-        outcome.facts.update(self._sampler.end_session(outcome.measurements))
+        outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
         if comparing and (failure := failure_within(outcome.measurements, outcome.void_reason)):
             outcome.facts["failure"] = failure
             self._say_failed(trial, failure, next((one.error for one in outcome.measurements if one.error), None))
