@@ -9,6 +9,11 @@ from pathlib import Path
 import filelock
 import platformdirs
 import pytest
+from hypothesis import settings
+
+# Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing of the code.
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(scope="session")

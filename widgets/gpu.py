@@ -84,6 +84,7 @@ class GpuPanel(Panel):
   own figure; the rest was measured by the driver.
 * **temp**: with the degrees left until the hardware slows down.
 * **power**: against the limit that is enforced now.
+* **used by**: processes with the memory that they hold, and their share of the GPU's time.
 * **slowed by**: reasons for lowered clocks with their share of the time since the last reading.
 
 `n/a` always comes with its reason: a missing reading is never a zero.
@@ -297,6 +298,8 @@ class GpuPanel(Panel):
         by_size = sorted(sample.processes, key=lambda process: -(number(process.vram_bytes) or 0.0))
         for index, process in enumerate(by_size):
             text = f"{process.name} {format.reading(process.vram_bytes, format.size)}"
+            if (share := number(process.sm_percent)) is not None:
+                text += f" {format.percent(share)}"
             if line.left < len(text) + 2 and index:
                 line.add("…", "muted")
                 break
@@ -399,7 +402,11 @@ class GpuPanel(Panel):
                     head.add(name, "muted", size, "right")
             rows.append(head.gap(2).add("slowed by" if head.left >= 11 else "", "muted").row())
         room = height - len(rows)
-        shown = pairs if len(pairs) <= room else pairs[: max(room - 1, 0)]
+        shown = pairs
+        if len(pairs) > room:
+            # Those with the most trouble, in their order.
+            worst = sorted(range(len(pairs)), key=lambda index: -_trouble_of(pairs[index][1]))[: max(room - 1, 0)]
+            shown = [pairs[index] for index in sorted(worst)]
         rows += [self._line(info, sample, width, bars, remark) for info, sample in shown]
         if len(shown) < len(pairs):
             rows.append(Line(width).add(f"{len(pairs) - len(shown)} more GPUs do not fit here", "muted").row())
@@ -475,6 +482,18 @@ def _sign(source: Source) -> str:
 def _fullness(filled: float) -> tuple[str, Tone]:
     """Sign and tone of a share of VRAM in use."""
     return ("▲ ", "warn") if filled >= FULL else ("", "text")
+
+
+def _trouble_of(sample: GpuSample) -> int:
+    """How much a GPU stands out, by the worst of its tones."""
+    gone = _gone(sample)
+    tones: list[Tone] = [temperature_tone(sample.margin_c), throttle_words(sample.throttles)[1]]
+    tones += [gone[1]] if gone else []
+    tones += ["error"] if sample.xids else []
+    used, total = number(sample.vram_used_bytes), number(sample.vram_total_bytes)
+    if used is not None and total:
+        tones.append(_fullness((used + (number(sample.vram_reserved_bytes) or 0.0)) / total)[1])
+    return max(SEVERITY.index(tone) if tone in SEVERITY else 0 for tone in tones)
 
 
 def _gone(sample: GpuSample) -> tuple[str, Tone] | None:

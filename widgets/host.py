@@ -10,7 +10,7 @@ from chimera.domain.telemetry import HostSample
 from . import format
 from .grid import LABEL, VALUE, Grid
 from .panel import Panel
-from .rows import Line, Row, Tone
+from .rows import Line, Row, Tone, cells, clean
 
 LEVELS = "▁▂▃▄▅▆▇█"
 CALM_GOVERNORS = frozenset({"performance", "schedutil", "ondemand"})
@@ -40,6 +40,7 @@ class HostPanel(Panel):
 ## Host
 
 * **CPU**: all cores together; **engine** is the model server, **others** everything that is neither it nor Chimera.
+* **others**: who else uses the processor, in cores, while it is worth a word.
 * **cores**: a block for each core, or the mean of neighbours where there are many.
 * **pressure**: share of time in which a task waited for CPU, memory or disk (Linux only).
 * A battery, a saving power profile or a governor that keeps the clock low stand out: they cost tokens.
@@ -63,7 +64,13 @@ class HostPanel(Panel):
         rows = [self._cpu(sample, grid)]
         memory = self._memory(sample, grid)
         warnings = self._warnings(sample, width)
-        rest = [row for row in (self._load(sample, grid), self._pressure(sample, width)) if row]
+        less_telling = (
+            self._others(sample, width),
+            self._load(sample, grid),
+            self._pressure(sample, width),
+            self._limit(sample, width),
+        )
+        rest = [row for row in less_telling if row]
         swap = self._swap(sample, grid)
         cores = self._cores(sample, grid)
         if cores and height >= 3 + len(warnings):
@@ -107,6 +114,27 @@ class HostPanel(Panel):
             return None
         return _fullness("swap", sample.swap_used_bytes, sample.swap_total_bytes, grid, sample.at, 0.5)
 
+    @staticmethod
+    def _others(sample: HostSample, width: int) -> Row | None:
+        """Who else uses the processor, as many as fit."""
+        if not sample.foreign:
+            return None
+        line = Line(width).add("others", "muted", LABEL)
+        for index, each in enumerate(sample.foreign):
+            text = f"{clean(each.name)} {each.cpu_percent / 100:.1f}"
+            if line.left < cells(text) + 8 and index:
+                break
+            line.gap(1 if index == 0 else 2).add(text, "notice")
+        return line.gap(1).add("cores" if line.left > 6 else "", "muted").row()
+
+    @staticmethod
+    def _limit(sample: HostSample, width: int) -> Row | None:
+        """What the control group allows, where that is less than there is."""
+        limit, total = number(sample.memory_limit_bytes), number(sample.memory_total_bytes)
+        if limit is None or (total is not None and limit >= total):
+            return None
+        return Line(width).add("limit", "muted", LABEL).gap(1).add(f"{format.gib(limit)} GiB of memory allowed").row()
+
     def _load(self, sample: HostSample, grid: Grid) -> Row | None:
         if number(sample.load_1m) is None:
             return None
@@ -117,19 +145,25 @@ class HostPanel(Panel):
         return grid.row("load", sample.load_1m, lambda value: f"{value:.2f}", cores, notes, sample.at)
 
     def _pressure(self, sample: HostSample, width: int) -> Row | None:
-        named = (("CPU", sample.pressure_cpu), ("memory", sample.pressure_memory), ("disk", sample.pressure_io))
+        named = [("CPU", sample.pressure_cpu), ("memory", sample.pressure_memory), ("disk", sample.pressure_io)]
         if all(number(value) is None for _, value in named):
             return None
+        named.sort(key=lambda one: (number(one[1]) or 0.0) < PRESSURE_WARN)  # what stands out comes first
         line = Line(width).add("pressure", "muted", LABEL + 1)
         for name, value in named:
             percent = number(value)
             if percent is None:
                 continue
             tone: Tone = "warn" if percent >= PRESSURE_WARN else "text"
-            sign = "▲ " if tone == "warn" else ""
-            line.gap(1).add(f"{name} ", "muted").add(f"{sign}{percent:.0f} %", tone, 5, "right").gap(2)
+            shown = f"{'▲ ' if tone == 'warn' else ''}{percent:.0f} %"
+            size = max(5, len(shown))
+            if line.left < len(name) + size + 2:  # what does not fit whole is left out
+                break
+            line.gap(1).add(f"{name} ", "muted").add(shown, tone, size, "right").gap(2)
         if (disk := number(sample.disk_read_bytes_s)) is not None and disk >= 1e6:
-            line.add("reads ", "muted").add(format.traffic(disk))
+            reads = format.traffic(disk)
+            if line.left >= len(reads) + 6:
+                line.add("reads ", "muted").add(reads)
         return line.row()
 
     def _warnings(self, sample: HostSample, width: int) -> list[Row]:

@@ -12,6 +12,8 @@ from textual.widget import Widget
 
 from .rows import EMPTY, TONES, Row, Tone, changed_columns, clean, margins
 
+FEW_COLOURS: dict[Tone, str] = {"error": "#ff5555", "warn": "#ffff55", "notice": "#55ffff", "good": "#00aa00"}
+"""Where a terminal has 16 colours, those of its own: a theme's tints are pale, and the nearest to its red is grey."""
 NATURAL_ROWS = 60
 """As many rows as a panel may ask for where its height is left to itself."""
 
@@ -128,7 +130,10 @@ class Panel(Widget, can_focus=True):
         """The style of a tone under the theme in force."""
         style = self._tones.get(tone)
         if style is None:
-            style = self._tones[tone] = self.get_component_rich_style(f"panel--{tone}")
+            style = self.get_component_rich_style(f"panel--{tone}")
+            if tone in FEW_COLOURS and self.app.console.color_system == "standard" and not self.app.no_color:
+                style += Style(color=FEW_COLOURS[tone])
+            self._tones[tone] = style
         return style
 
     def notify_style_update(self) -> None:

@@ -200,6 +200,15 @@ def _emit(now: Now) -> None:
         f"host    CPU {_show(host.cpu_percent, '{:.0f} %'.format)}, load {_show(host.load_1m, '{:.2f}'.format)}, "
         f"memory {_show(host.memory_used_bytes, _gib)} of {_show(host.memory_total_bytes, _gib)}"
     )
+    words = [f"{plain(each.name)} {each.cpu_percent / 100:.1f} cores" for each in host.foreign]
+    words += ["on battery"] if host.on_battery else []
+    for name, limit in (
+        ("cores allowed", _show(host.cpu_limit_cores, "{:.1f}".format)),
+        ("of memory allowed", _show(host.memory_limit_bytes, _gib)),
+    ):
+        words += [] if limit.startswith("n/a") else [f"{limit} {name}"]
+    if words:
+        emit(f"        {', '.join(words)}")
     for run in now.runs:
         emit(f"run     {run.id}  {plain(run.preset or run.kind)}  {run.state}")
     if not now.runs:

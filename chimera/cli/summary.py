@@ -31,6 +31,11 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     voids = ", ".join(f"{count} {reason}" for reason, count in sorted(facts.get("void_reasons", {}).items()))
     why = f" ({voids})" if voids else ""
     emit(f"counted  {counts['valid']} valid, {counts['void']} void{why}, {counts['cold']} cold")
+    if watching := facts.get("watching"):
+        named = (("own_cpu_percent", "{:.1f} % of a core"), ("nvml_calls_s", "{:.1f} NVML calls a second"))
+        words = [how.format(watching[name]) for name, how in named if watching.get(name)]
+        if words:
+            emit(f"watching took at most {', '.join(words)} in a session")
     if run.get("error"):
         emit(f"ended    {run['error']}")
     for one in facts.get("thermal", []):

@@ -6,7 +6,7 @@ run are in its plan, so that a resumed worker and every reader see the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from chimera.errors import BackendUnavailable, ConfigError
 from chimera.measure.agents import Crew
 from chimera.measure.live import LiveRequest
 from chimera.model.memory import forecast
-from chimera.telemetry.settling import FreeMemory, settle
+from chimera.telemetry.settling import settle
 from chimera.tuning.plan import Plan
 
 from .launch import fresh_seed
@@ -239,9 +239,16 @@ class _Draft:
 
 
 class Crews:
-    """Opens the servers that arms need beside the run's own, and closes them at the end."""
+    """Opens the servers that arms need beside the run's own, and closes them at the end.
 
-    def __init__(self, run: Run, backend: Backend, journal: Journal) -> None:
+    Args:
+        run: Whose arms.
+        backend: The run's own server.
+        journal: Where it is noted.
+        free: Free bytes of all GPUs now, None where nobody can tell.
+    """
+
+    def __init__(self, run: Run, backend: Backend, journal: Journal, free: Callable[[], float | None]) -> None:
         self._run = run
         self._backend = backend
         self._journal = journal
@@ -252,7 +259,7 @@ class Crews:
         """What servers that are not ours were like, by address."""
         self._used: set[str] = set()
         """Addresses whose server has a model of ours loaded."""
-        self._free = FreeMemory()
+        self._free = free
 
     async def prepare(self, arms: Iterable[Arm], options: Mapping[str, Options]) -> bool:
         """Reach every server that arms name, start those that are to be started; whether something is to be put back.
@@ -340,5 +347,4 @@ class Crews:
 
     async def close(self) -> None:
         """End and let go of everything that was opened here."""
-        self._free.close()
         await self._stack.aclose()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import GpuInfo, GpuSample, ServerSample, Snapshot
+from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, ServerSample, Snapshot
 from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Sampler:
         self._quiet = False
         self._lock = threading.Lock()
         self._session: list[Snapshot] = []
+        self._before: tuple[GpuCounters, ...] = ()
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
 
@@ -62,16 +63,23 @@ class Sampler:
         self._server = server
         self._engine = (engine_pid,) if engine_pid else ()
 
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs at this moment; None where it is not known."""
+        return self._collector.free_bytes() if self._collector is not None else None
+
     def begin_session(self) -> None:
-        """What is read from now on belongs to a new session."""
+        """What is read from now on belongs to a new session. Asks the driver: not for an event loop."""
+        before = self._collector.counters() if self._collector is not None else ()
         with self._lock:
-            self._session = []
+            self._session, self._before = [], before
 
     def end_session(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
-        """What was seen of the GPUs and the host since the session began; see `session_facts`."""
+        """What was seen of the GPUs and the host since the session began; see `session_facts`. Asks the driver."""
+        after = self._collector.counters() if self._collector is not None else ()
         with self._lock:
             seen, self._session = self._session, []
-        return session_facts(seen, sum(one.completion_tokens or 0 for one in measurements))
+            before, self._before = self._before, ()
+        return session_facts(seen, sum(one.completion_tokens or 0 for one in measurements), before, after)
 
     def stop(self) -> None:
         """End; waits for a reading in flight, but not for ever."""
@@ -159,15 +167,20 @@ _THERMAL = ("sw-thermal", "hw-thermal", "power-brake", "hw-slowdown")
 _POWER = ("power-cap",)
 
 
-def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
+def session_facts(
+    seen: Sequence[Snapshot], tokens: int, before: Sequence[GpuCounters] = (), after: Sequence[GpuCounters] = ()
+) -> dict[str, Any]:
     """The blame line of a session: what held it back, and what it took.
 
-    Shares are of the time between the first and the last reading, from the driver's own monotonic counters where it has
-    them; of several GPUs the worst, for energy and memory their sum. A figure that nothing is known of is left out.
+    Shares are of the session, or where its ends were not read of the time between the first and the last reading, from
+    the driver's own monotonic counters where it has them; of several GPUs the worst, for energy and memory their sum. A
+    figure that nothing is known of is left out.
 
     Args:
         seen: Snapshots of the session, oldest first.
         tokens: Tokens generated in it, the discarded request's included, for the energy of one.
+        before: The GPUs' counters when it began; a second without them is much of a short session.
+        after: And when it ended.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -176,6 +189,8 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
     own = [value for one in seen if (value := number(one.host.own_cpu_percent)) is not None]
     if own:
         facts["own_cpu_percent"] = sum(own) / len(own)
+    if len(seen) > 1 and (span := seen[-1].at - seen[0].at) > 0:
+        facts["nvml_calls_s"] = (seen[-1].cost.nvml_calls - seen[0].cost.nvml_calls) / span
     by_gpu: dict[str, list[GpuSample]] = {}
     for snapshot in seen:
         for sample in snapshot.gpus.samples:
@@ -184,8 +199,10 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
         return facts
     thermal, power, energy, vram, sm = [], [], [], [], []
     held: dict[str, float] = {}
-    for samples in by_gpu.values():
-        first, last = samples[0], samples[-1]
+    ends = {one.uuid: one for one in after}
+    edges = {one.uuid: (one, ends[one.uuid]) for one in before if one.uuid in ends}
+    for uuid, samples in by_gpu.items():
+        first, last = edges.get(uuid, (samples[0], samples[-1]))
         wall = last.at - first.at
         if wall > 0:
             for name in last.throttle_s:
@@ -195,7 +212,7 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
         used = [value for one in samples if (value := number(one.vram_used_bytes)) is not None]
         vram += [max(used)] if used else []
         joules = (number(first.energy_j), number(last.energy_j))
-        if joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:
+        if wall > 0 and joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:
             energy.append(joules[1] - joules[0])
         sm += [value for one in samples if (value := number(one.sm_mhz)) is not None]
     starts = [value for one in by_gpu.values() if (value := number(one[0].temperature_c)) is not None]
@@ -217,7 +234,7 @@ def session_facts(seen: Sequence[Snapshot], tokens: int) -> dict[str, Any]:
     return facts
 
 
-def _held(first: GpuSample, last: GpuSample, reason: str, wall: float) -> float | None:
+def _held(first: GpuSample | GpuCounters, last: GpuSample | GpuCounters, reason: str, wall: float) -> float | None:
     """Share of the time that one reason held, by its counter."""
     before, after = number(first.throttle_s.get(reason)), number(last.throttle_s.get(reason))
     if before is None or after is None or after < before:

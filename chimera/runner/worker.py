@@ -190,7 +190,7 @@ class Worker:
     async def _prepare_crews(self, backend: Backend) -> bool:
         """Reach or start the servers that the run needs beside its own; whether something there is to be put back."""
         run = self._run
-        self._crews = Crews(run, backend, self._journal)
+        self._crews = Crews(run, backend, self._journal, self._sampler.free_bytes)
         trials = self._journal.trials(run.id)
         return await self._crews.prepare(
             [arm_of(run, trial.candidate) for trial in trials], {one.candidate: one.requested for one in trials}
@@ -338,7 +338,7 @@ class Worker:
             self._journal.log(run.id, f"{', '.join(left)}: not settable on this server, measured as it runs", "notice")
         began = time.time()
         await recorder.begin(session, total, dict(trial.requested.as_dict()))
-        self._sampler.begin_session()
+        await asyncio.to_thread(self._sampler.begin_session)
         comparing = run.kind in COMPARING
         if comparing and not await self._still_there(backend):
             raise BackendUnavailable(
@@ -379,7 +379,7 @@ class Worker:
             self._say_failed(trial, failure_of(error), str(error))
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
-        outcome.facts.update(self._sampler.end_session(outcome.measurements))
+        outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
         if comparing and (failure := failure_within(outcome.measurements, outcome.void_reason)):
             outcome.facts["failure"] = failure
             self._say_failed(trial, failure, next((one.error for one in outcome.measurements if one.error), None))

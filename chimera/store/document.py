@@ -45,6 +45,9 @@ CSV_COLUMNS = (
 SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure")
 """What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
 
+WATCHING_FACTS = ("own_cpu_percent", "nvml_calls_s")
+"""What the watching itself took of a session, as in its facts: percent of a core, and calls of the driver a second."""
+
 _RESULT: dict[str, Any] = {"recommendation": None, "pareto": [], "drift": None, "validation": []}
 """What a comparing run has shown beside its verdicts, as its worker last wrote it."""
 
@@ -101,6 +104,12 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
     heat = [one.facts["thermal"] for one in sessions if "thermal" in one.facts]
     if heat:
         found["thermal"] = heat[-1]
+    if watching := {
+        name: max(known)
+        for name in WATCHING_FACTS
+        if (known := [one.facts[name] for one in sessions if one.facts.get(name) is not None])
+    }:
+        found["watching"] = watching
     if measurements:
         found["sessions"] = [_session(session) for session in sessions]
         found["measurements"] = [_measurement(row) for row in rows]

@@ -20,6 +20,7 @@ UNINITIALIZED = 1
 NOT_FOUND = 6
 INSUFFICIENT_SIZE = 7
 TIMEOUT = 10
+_FUNCTION_NOT_FOUND = 13
 UNKNOWN = 999
 _UNSUPPORTED = frozenset({2, 3, 13, 25, 26})
 _DENIED = frozenset({4})
@@ -62,10 +63,12 @@ class Asker:
         """Questions that got a value since `begin`."""
         self.unknown = 0
         """Questions that got `Unknown Error` since `begin`."""
+        self.lasting = 0
+        """Calls since `begin` for questions that will be put again the next time."""
 
     def begin(self) -> None:
         """Start counting answers anew."""
-        self.answered = self.unknown = 0
+        self.answered = self.unknown = self.lasting = 0
 
     def dropped(self, name: str, now: float) -> Missing | None:
         """Why this is not asked for now, or None if it may be."""
@@ -101,11 +104,16 @@ class Asker:
         """Put one question. Only `DeviceLost` and `DriverGone` get out; `calls` is what it costs the driver."""
         if missing := self.dropped(name, now):
             return missing
-        self._count(calls)
         try:
             answer = question()
         except Exception as error:  # noqa: BLE001 - a binding may raise anything; each metric stands alone
-            return self.refuse(name, code_of(error), words_of(error), now)
+            if code_of(error) != _FUNCTION_NOT_FOUND:  # that one never reached the driver
+                self._count(calls)
+            missing = self.refuse(name, code_of(error), words_of(error), now)
+            self.lasting += 0 if name in self._dropped else calls
+            return missing
+        self._count(calls)
+        self.lasting += calls
         self.accept(name, now)
         return answer
 

@@ -26,6 +26,9 @@ class GpuSource(Protocol):
     def counters(self, now: float) -> tuple[GpuCounters, ...]:
         """The monotonic counters alone; never raises."""
 
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs now; None where it is not known. Never raises."""
+
     def close(self) -> None:
         """Let go of the driver."""
 
@@ -108,6 +111,10 @@ class Collector:
     def counters(self) -> tuple[GpuCounters, ...]:
         """Energy and throttle times now, for the two ends of a request."""
         return self.gpus.counters(self._clock())
+
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs at this moment, between two snapshots; None where it is not known."""
+        return self.gpus.free_bytes()
 
     def close(self) -> None:
         """Let go of the driver and of the server's connections; may be called twice."""

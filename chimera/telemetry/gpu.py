@@ -1,14 +1,14 @@
 """One GPU, read metric by metric: each is a number or the reason why there is none.
 
 Rates follow what the calls cost the driver: about seven calls a second, the dearer ones every five seconds, what
-hardly changes every fifty.
+hardly changes every fifty, what never does once; all but the first as far as the allowance goes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,7 @@ from chimera.domain.readings import PENDING, Missing, Reading, number
 from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample
 from chimera.domain.text import plain
 
+from .allowance import Allowance
 from .asking import NOT_FOUND, Asker, available, code_of, within
 from .processes import Processes
 from .reasons import BY_ID, REASONS
@@ -24,8 +25,14 @@ from .throttling import Throttling
 MEMORY_CLOCK_S = 2.0  # it changes with the P-state, not with the load
 SLOW_S = 5.0
 RARE_S = 50.0
-STALE_AFTER_S = 3 * SLOW_S
-"""A value of the slow tier that could not be refreshed for this long is no longer shown as one."""
+_ONCE = float("inf")
+_NEVER = float("-inf")
+_INSTANCES_CALLS = 23
+"""To find the MIG instances of a GPU for the first time: there are seven at most."""
+_SWIFT_INSTANCES = 3
+"""So many MIG instances of a GPU are read at the pace of the slow tier; more take longer turns."""
+_STALE_PERIODS = 3
+"""A value that could not be refreshed for so many periods is no longer shown as one."""
 
 _SLACK_S = 0.1  # a caller's tick is never exact
 
@@ -64,6 +71,7 @@ _CLOCK_SM, _CLOCK_MEM = 1, 2
 _MIG_SHARED = Missing("unsupported", "told for the whole GPU only, not for a MIG instance")
 _SHARED_MEMORY = Missing("unsupported", "this GPU shares the host's memory")
 _PAUSED = "paused while a request is timed"
+_LATE = "not read again yet"
 
 
 def bandwidth_gb_s(bus_width_bits: float, memory_mhz: float) -> float:
@@ -94,6 +102,34 @@ class Counter:
         return (value - last[0]) / (at - last[1])
 
 
+@dataclass(slots=True)
+class _Read:
+    """Something that is not read at each tick."""
+
+    name: str
+    every_s: float
+    calls: int
+    """What it costs the driver, at most."""
+    ask: Callable[[float], Any]
+    costly: bool = False
+    """Paused while a request is timed."""
+    at: float = _NEVER
+    """When it was read last."""
+
+    @property
+    def due(self) -> float:
+        return self.at if self.at == _NEVER else self.at + self.every_s - _SLACK_S
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A MIG instance of a GPU."""
+
+    uuid: str
+    name: str
+    handle: Any
+
+
 class Device:
     """One GPU, or one MIG instance of it, that the driver has a handle for."""
 
@@ -106,11 +142,12 @@ class Device:
         driver: str,
         processes: Processes,
         count: Callable[[int], None],
+        allowance: Allowance,
         now: float,
+        instance: Instance | None = None,
         parent: GpuInfo | None = None,
-        slot: int = 0,
     ) -> None:
-        """Ask what does not change.
+        """Ask who it is; what else does not change is read when there is room for it.
 
         Args:
             nvml: The binding.
@@ -119,33 +156,46 @@ class Device:
             driver: Its version.
             processes: Names of processes.
             count: Is told of each driver call.
+            allowance: Of this GPU, or of the one that this instance is a part of.
             now: Monotonic seconds.
-            parent: Of a MIG instance: its GPU.
-            slot: Of a MIG instance: its place there.
+            instance: Where it is one of MIG: which.
+            parent: And of which GPU.
 
         Raises:
             DeviceLost: It is gone already.
         """
         self._nvml = nvml
         self.handle = handle
-        self.asker = Asker(count)
+        self.allowance = allowance
+        allowance.begin(now)
+        self._count = count
+        self.asker = Asker(self.spend)
         self.processes = processes
         self._parent = parent
         self._slow: dict[str, tuple[float, Any]] = {}
-        self._memory_clock_at = self._slow_at = self._rare_at = float("-inf")
         self._pcie = {"tx": Counter(), "rx": Counter()}
         self._throttling = Throttling()
         self._policy_at: dict[str, float] = {}
         self._last_at: float | None = None
-        self._instance_sample: GpuSample | None = None
         self._process_stamp = 0
+        self._temperature: Reading = PENDING
         self._limit_margin: Reading = PENDING
-        self._new_memory = True
         self._process_call = "nvmlDeviceGetComputeRunningProcesses_v3"
         self._clock_reasons = "nvmlDeviceGetCurrentClocksEventReasons"
         self.lost: Missing | None = None
         self._arch = 0
-        self.info = self._describe(index, slot, driver, now)
+        if instance is not None and parent is not None:
+            self.info = self._describe_instance(instance, parent)
+            reads = self._instance_reads()
+        else:
+            self.info = self._describe(index, driver, now)
+            reads = self._whole_reads()
+        self._reads = {read.name: read for read in reads}
+
+    def spend(self, calls: int) -> None:
+        """Note driver calls about this GPU."""
+        self._count(calls)
+        self.allowance.spend(calls)
 
     @property
     def all_unknown(self) -> bool:
@@ -154,63 +204,76 @@ class Device:
 
     # -- what does not change --------------------------------------------------------------------------------------
 
-    def _describe(self, index: int, slot: int, driver: str, now: float) -> GpuInfo:
+    def _describe(self, index: int, driver: str, now: float) -> GpuInfo:
         nvml, handle = self._nvml, self.handle
-        fallback = f"{self._parent.uuid}-{slot}" if self._parent else f"gpu-{index}"
-        uuid = self._text("uuid", now, nvml.nvmlDeviceGetUUID) or fallback
+        uuid = self._text("uuid", now, nvml.nvmlDeviceGetUUID) or f"gpu-{index}"
         name = self._text("name", now, nvml.nvmlDeviceGetName) or f"GPU {index}"
-        info = GpuInfo(uuid=uuid, index=index, name=name, driver=driver, integrated=bool(_INTEGRATED.search(name)))
-        if self._parent is not None:
-            attributes = self.asker.ask("attributes", now, lambda: nvml.nvmlDeviceGetAttributes_v2(handle))
-            slices = None if isinstance(attributes, Missing) else int(attributes.gpuInstanceSliceCount)
-            return replace(
-                info,
-                architecture=self._parent.architecture,
-                mig=True,
-                parent=self._parent.uuid,
-                slices=slices if slices is not None and available(slices) else None,
-                bus_width_bits=_MIG_SHARED,
-                max_sm_mhz=self._parent.max_sm_mhz,
-                max_mem_mhz=self._parent.max_mem_mhz,
-                bandwidth_gb_s=PENDING,
-                slowdown_c=_MIG_SHARED,
-                pcie_max_gen=_MIG_SHARED,
-                pcie_max_width=_MIG_SHARED,
-                power_default_w=_MIG_SHARED,
-                power_min_w=_MIG_SHARED,
-                power_max_w=_MIG_SHARED,
-            )
         arch = self.asker.ask("architecture", now, lambda: nvml.nvmlDeviceGetArchitecture(handle))
         self._arch = arch if isinstance(arch, int) and available(arch) else 0
-        bus_width = self._number("bus width", now, lambda: nvml.nvmlDeviceGetMemoryBusWidth(handle), 1, 65536, "bits")
-        max_mem = self._number(
-            "max mem", now, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, _CLOCK_MEM), 1, 1e5, "MHz"
-        )
-        limits = self.asker.ask("power limits", now, lambda: nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
-        persistence = self.asker.ask("persistence", now, lambda: nvml.nvmlDeviceGetPersistenceMode(handle))
-        return replace(
-            info,
+        return GpuInfo(
+            uuid=uuid,
+            index=index,
+            name=name,
             architecture=ARCHITECTURES.get(self._arch, ""),
-            bus_width_bits=bus_width,
-            max_sm_mhz=self._number(
-                "max sm", now, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, _CLOCK_SM), 1, 1e5, "MHz"
-            ),
-            max_mem_mhz=max_mem,
-            bandwidth_gb_s=self._bandwidth(name, bus_width, max_mem),
-            pcie_max_gen=self._number(
-                "max gen", now, lambda: nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), 1, 9, ""
-            ),
-            pcie_max_width=self._number(
-                "max width", now, lambda: nvml.nvmlDeviceGetMaxPcieLinkWidth(handle), 1, 32, ""
-            ),
-            power_default_w=self._milli(
-                "power default", now, lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle), "W"
-            ),
-            power_min_w=limits if isinstance(limits, Missing) else _milli(limits[0], "W"),
-            power_max_w=limits if isinstance(limits, Missing) else _milli(limits[1], "W"),
+            driver=driver,
+            integrated=bool(_INTEGRATED.search(name)),
             bus_id=self._bus_id(now),
-            persistence=None if isinstance(persistence, Missing) else bool(persistence),
         )
+
+    @staticmethod
+    def _describe_instance(instance: Instance, parent: GpuInfo) -> GpuInfo:
+        shared = _MIG_SHARED
+        return GpuInfo(
+            uuid=instance.uuid,
+            index=parent.index,
+            name=instance.name,
+            architecture=parent.architecture,
+            driver=parent.driver,
+            mig=True,
+            parent=parent.uuid,
+            bus_width_bits=shared,
+            slowdown_c=shared,
+            pcie_max_gen=shared,
+            pcie_max_width=shared,
+            power_default_w=shared,
+            power_min_w=shared,
+            power_max_w=shared,
+        )
+
+    def _read_bandwidth(self, now: float) -> None:
+        nvml, handle = self._nvml, self.handle
+        bus_width = self._number("bus width", now, lambda: nvml.nvmlDeviceGetMemoryBusWidth(handle), 1, 65536, "bits")
+        top = self._number("max mem", now, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, _CLOCK_MEM), 1, 1e5, "MHz")
+        gb_s = self._bandwidth(self.info.name, bus_width, top)
+        self.info = replace(self.info, bus_width_bits=bus_width, max_mem_mhz=top, bandwidth_gb_s=gb_s)
+
+    def _read_max_sm(self, now: float) -> None:
+        nvml, handle = self._nvml, self.handle
+        top = self._number("max sm", now, lambda: nvml.nvmlDeviceGetMaxClockInfo(handle, _CLOCK_SM), 1, 1e5, "MHz")
+        self.info = replace(self.info, max_sm_mhz=top)
+
+    def _read_pcie_max(self, now: float) -> None:
+        nvml, handle = self._nvml, self.handle
+        gen = self._number("max gen", now, lambda: nvml.nvmlDeviceGetMaxPcieLinkGeneration(handle), 1, 9, "")
+        width = self._number("max width", now, lambda: nvml.nvmlDeviceGetMaxPcieLinkWidth(handle), 1, 32, "")
+        self.info = replace(self.info, pcie_max_gen=gen, pcie_max_width=width)
+
+    def _read_power_range(self, now: float) -> None:
+        nvml, handle = self._nvml, self.handle
+        default = self._milli("power default", now, lambda: nvml.nvmlDeviceGetPowerManagementDefaultLimit(handle), "W")
+        limits = self.asker.ask("power limits", now, lambda: nvml.nvmlDeviceGetPowerManagementLimitConstraints(handle))
+        low, high = (limits, limits) if isinstance(limits, Missing) else (_milli(limit, "W") for limit in limits)
+        self.info = replace(self.info, power_default_w=default, power_min_w=low, power_max_w=high)
+
+    def _read_persistence(self, now: float) -> None:
+        mode = self.asker.ask("persistence", now, lambda: self._nvml.nvmlDeviceGetPersistenceMode(self.handle))
+        self.info = replace(self.info, persistence=None if isinstance(mode, Missing) else bool(mode))
+
+    def _read_slices(self, now: float) -> None:
+        """Of a MIG instance."""
+        attributes = self.asker.ask("attributes", now, lambda: self._nvml.nvmlDeviceGetAttributes_v2(self.handle))
+        slices = None if isinstance(attributes, Missing) else int(attributes.gpuInstanceSliceCount)
+        self.info = replace(self.info, slices=slices if slices is not None and available(slices) else None)
 
     def _bus_id(self, now: float) -> str:
         pci = self.asker.ask("pci", now, lambda: self._nvml.nvmlDeviceGetPciInfo_v3(self.handle))
@@ -227,6 +290,41 @@ class Device:
         if isinstance(bus_width, Missing):
             return bus_width
         return max_mem if isinstance(max_mem, Missing) else bandwidth_gb_s(bus_width, max_mem)
+
+    def _read_instances(self, now: float) -> tuple[Instance, ...]:
+        """The MIG instances that there are now."""
+        nvml, handle = self._nvml, self.handle
+        before = self.allowance.spent
+        mode = self.asker.ask("mig", now, lambda: nvml.nvmlDeviceGetMigMode(handle))
+        on = not isinstance(mode, Missing) and mode[0] == 1
+        self.info = replace(self.info, mig=on)
+        most = self.asker.ask("mig count", now, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(handle)) if on else 0
+        names = {instance.uuid: instance.name for instance in self.instances}
+        found = []
+        for slot in range(0 if isinstance(most, Missing) else min(int(most), 64)):
+            try:
+                self.spend(1)
+                own = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, slot)
+                self.spend(1)
+                uuid = plain(str(nvml.nvmlDeviceGetUUID(own)))
+                if uuid not in names:
+                    self.spend(1)
+                    names[uuid] = plain(str(nvml.nvmlDeviceGetName(own)))
+                found.append(Instance(uuid, names[uuid], own))
+            except Exception:  # noqa: BLE001, S112 - holes in the row of instances are normal
+                continue
+        self._reads["instances"].calls = max(1, self.allowance.spent - before)
+        return tuple(found)
+
+    @property
+    def instances(self) -> tuple[Instance, ...]:
+        """The MIG instances, as far as they were looked for."""
+        entry = self._slow.get("instances")
+        return entry[1] if entry is not None else ()
+
+    def look_for_instances(self) -> None:
+        """One of the known MIG instances is gone: look again as soon as there is room."""
+        self._reads["instances"].at = _NEVER
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -256,18 +354,14 @@ class Device:
             quiet: Leave out what costs the driver most; the last values stand until they are too old.
         """
         self.asker.begin()
-        slow = now - self._slow_at >= SLOW_S - _SLACK_S
-        if slow:
-            self._slow_at = now
+        self.allowance.begin(now)
         if self._parent is not None:
-            return self._instance(now, slow=slow, quiet=quiet)
+            self._catch_up(now, quiet=quiet)
+            return self._instance(now)
         sample = self._fast(now, stamp)
-        if slow:
-            self._read_slow(now, sample.temperature_c, quiet=quiet)
-        rare = now - self._rare_at >= RARE_S - _SLACK_S
-        if rare:
-            self._rare_at = now
-            self._read_rare(now)
+        self._temperature = sample.temperature_c
+        self.allowance.regular = self.asker.lasting
+        self._catch_up(now, quiet=quiet)
         processes = self._kept("processes", now)
         margin, slowdown = self._margin(sample.temperature_c, now)
         if slowdown != self.info.slowdown_c:
@@ -275,13 +369,14 @@ class Device:
         return replace(
             self._unified(sample, processes),
             margin_c=margin,
+            mem_mhz=self._kept("mem clock", now),
             pstate=self._kept("pstate", now),
             power_limit_w=self._kept("power limit", now),
             fan_percent=self._kept("fan", now),
             pcie_gen=_SHARED_MEMORY if self.info.integrated else self._kept("pcie gen", now),
             pcie_width=_SHARED_MEMORY if self.info.integrated else self._kept("pcie width", now),
-            ecc_errors=self._kept("ecc", now, RARE_S),
-            remapped_rows=self._kept("remapped", now, RARE_S),
+            ecc_errors=self._kept("ecc", now),
+            remapped_rows=self._kept("remapped", now),
             processes=processes,
             xids=xids,
         )
@@ -292,10 +387,6 @@ class Device:
         total, used, reserved, free = self._memory(now)
         temperature = self._number("temperature", now, lambda: nvml.nvmlDeviceGetTemperature(handle, 0), 0, 200, "°C")
         sm = self._number("sm clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_SM), 0, 1e5, "MHz")
-        if now - self._memory_clock_at >= MEMORY_CLOCK_S - _SLACK_S:
-            self._memory_clock_at = now
-            mem = self._number("mem clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, _CLOCK_MEM), 0, 1e5, "MHz")
-            self._keep("mem clock", now, mem)
         reasons = self._reasons(now)
         at = stamp()
         fields = self._fields(_FAST_FIELDS, now)
@@ -325,7 +416,6 @@ class Device:
             temperature_c=temperature,
             memory_temperature_c=within(fields[_MEMORY_TEMPERATURE], 1, 200, "°C"),
             sm_mhz=sm,
-            mem_mhz=self._kept("mem clock", now),
             power_w=power,
             energy_j=energy,
             pcie_tx_bytes_s=_SHARED_MEMORY if shared else self._pcie["tx"].rate(fields[_PCIE_TX], at),
@@ -336,19 +426,12 @@ class Device:
             window_s=window,
         )
 
-    def _instance(self, now: float, *, slow: bool, quiet: bool) -> GpuSample:
-        """A MIG instance: the driver tells memory and processes, the rest only of the whole GPU.
-
-        There may be seven to a GPU, so they are read at the slow tier, and processes at every second time.
-        """
-        if not slow and self._instance_sample is not None:
-            return self._instance_sample
-        total, used, reserved, free = self._memory(now)
-        entry = self._slow.get("processes")
-        if not quiet and (entry is None or now - entry[0] >= 2 * SLOW_S - _SLACK_S):
-            self._keep("processes", now, self._read_processes(now))
+    def _instance(self, now: float) -> GpuSample:
+        """A MIG instance: the driver tells memory and processes, the rest only of the whole GPU."""
+        memory = self._kept("memory", now)
+        total, used, reserved, free = (memory,) * 4 if isinstance(memory, Missing) else memory
         shared = _MIG_SHARED
-        self._instance_sample = GpuSample(
+        return GpuSample(
             uuid=self.info.uuid,
             at=now,
             utilization=shared,
@@ -376,17 +459,18 @@ class Device:
             remapped_rows=shared,
             processes=self._kept("processes", now),
         )
-        return self._instance_sample
 
-    def share_bandwidth(self, whole: Reading, total: Reading, own: Reading) -> None:
-        """Of a MIG instance: its part of the GPU's bandwidth is its part of the memory, in eighths."""
-        part, of, gb_s = number(own), number(total), number(whole)
-        if part is None or not of or gb_s is None:
-            missing = Missing("unsupported", "the whole GPU's memory or bus width is not told here")
-            self.info = replace(self.info, bandwidth_gb_s=missing)
-            return
-        eighths = min(8, max(1, round(part / of * 8)))
-        self.info = replace(self.info, bandwidth_gb_s=gb_s * eighths / 8)
+    def share(self, whole: GpuInfo, total: Reading, own: Reading) -> None:
+        """Of a MIG instance: what it has of its GPU. Its part of the bandwidth is that of the memory, in eighths."""
+        part, of, gb_s = number(own), number(total), number(whole.bandwidth_gb_s)
+        bandwidth: Reading = Missing("unsupported", "the whole GPU's memory or bus width is not told here")
+        if PENDING in (own, total, whole.bandwidth_gb_s):
+            bandwidth = PENDING
+        elif part is not None and of and gb_s is not None:
+            bandwidth = gb_s * min(8, max(1, round(part / of * 8))) / 8
+        self.info = replace(
+            self.info, max_sm_mhz=whole.max_sm_mhz, max_mem_mhz=whole.max_mem_mhz, bandwidth_gb_s=bandwidth
+        )
 
     # -- memory ----------------------------------------------------------------------------------------------------
 
@@ -410,6 +494,13 @@ class Device:
             return old, old, old, old
         folded = Missing("unsupported", "this driver counts the reserved part as used")
         return _bytes(old.total, positive=True), _bytes(old.used), folded, _bytes(old.free)
+
+    def free_bytes(self, now: float) -> Reading:
+        """Free memory alone, now. Raises `DeviceLost` or `DriverGone`, nothing else."""
+        self.allowance.begin(now)
+        total, _, _, free = self._memory(now)
+        sample = GpuSample(self.info.uuid, now, vram_total_bytes=total, vram_free_bytes=free)
+        return self._unified(sample, PENDING).vram_free_bytes
 
     def _unified(self, sample: GpuSample, processes: tuple[GpuProcess, ...] | Missing) -> GpuSample:
         """Memory of a GPU that shares the host's: only where NVML tells none and the name says integrated."""
@@ -439,25 +530,25 @@ class Device:
 
     def _margin(self, temperature: Reading, now: float) -> tuple[Reading, Reading]:
         """Degrees left to slowdown, and the temperature at which it begins."""
-        slowdown = self._kept("slowdown", now, RARE_S)
+        slowdown = self._kept("slowdown", now)
         if isinstance(slowdown, Missing):
             return slowdown, slowdown
         if isinstance(temperature, Missing):
             return temperature, slowdown
         return slowdown - temperature, slowdown
 
-    def _read_slowdown(self, temperature: Reading, now: float) -> Reading:
+    def _read_slowdown(self, now: float) -> Reading:
         """The temperature of slowdown: Ada and later tell a distance, earlier ones the temperature."""
         ways = (self._by_margin, self._by_threshold)
         found: Reading = PENDING
         for way in ways if self._arch >= _ADA else reversed(ways):
-            answer = way(temperature, now)
+            answer = way(now)
             if not isinstance(answer, Missing):
                 return answer
             found = answer if found is PENDING else found
         return found
 
-    def _by_threshold(self, temperature: Reading, now: float) -> Reading:
+    def _by_threshold(self, now: float) -> Reading:
         nvml, handle = self._nvml, self.handle
         known = self._slow.get("threshold")
         if known is not None:
@@ -469,12 +560,13 @@ class Device:
             self._slow["threshold"] = (now, answer)
         return answer
 
-    def _by_margin(self, temperature: Reading, now: float) -> Reading:
+    def _by_margin(self, now: float) -> Reading:
         """Now + degrees left to the operating limit - (slowdown limit, which lies below zero past that limit)."""
         nvml, handle = self._nvml, self.handle
         margin = self._number("margin", now, lambda: nvml.nvmlDeviceGetMarginTemperature(handle), -150, 200, "°C")
         if isinstance(margin, Missing):
             return margin
+        temperature = self._temperature
         if isinstance(temperature, Missing):
             return temperature
         if isinstance(self._limit_margin, Missing):
@@ -513,19 +605,18 @@ class Device:
             times.pop("thermal")
         return times
 
-    def _read_policies(self, now: float) -> None:
-        """For drivers that do not give the times as fields."""
+    def _read_policy(self, policy: int, now: float) -> Reading:
+        """Seconds that a reason has held, for drivers that do not give them as a field."""
         nvml, handle = self._nvml, self.handle
-        for policy, reason in _POLICIES.items():
-            field = BY_ID[reason].field
-            if field is None or not self.asker.dropped(f"field {field}", now):
-                continue
-            if reason == "thermal" and not self.asker.dropped(f"field {BY_ID['sw-thermal'].field}", now):
-                continue
-            question = partial(nvml.nvmlDeviceGetViolationStatus, handle, policy)
-            answer = self.asker.ask(f"policy {policy}", now, question)
-            value: Reading = answer if isinstance(answer, Missing) else within(answer.violationTime, 0, 2**63, "ns")
-            self._slow[f"policy {policy}"] = (now, value if isinstance(value, Missing) else value / 1e9)
+        reason = _POLICIES[policy]
+        newer = "sw-thermal" if reason == "thermal" else reason
+        if not all(self.asker.dropped(f"field {BY_ID[name].field}", now) for name in (reason, newer)):
+            return PENDING
+        answer = self.asker.ask(
+            f"policy {policy}", now, lambda: nvml.nvmlDeviceGetViolationStatus(handle, policy).violationTime
+        )
+        value = within(answer, 0, 2**63, "ns")
+        return value if isinstance(value, Missing) else value / 1e9
 
     # -- fields ----------------------------------------------------------------------------------------------------
 
@@ -566,57 +657,111 @@ class Device:
 
     def counters(self, now: float, stamp: Callable[[], float]) -> GpuCounters:
         """Only the monotonic counters, with one driver call where the driver has them as fields."""
-        if self._parent is not None:
-            return GpuCounters(self.info.uuid, now, _MIG_SHARED)
         at = stamp()
-        self._read_policies(at)
+        for policy in _POLICIES:
+            self._keep(f"policy {policy}", at, self._read_policy(policy, at))
         fields = self._fields(_COUNTER_FIELDS, now)
         return GpuCounters(self.info.uuid, at, self._energy(fields, now), self._held(fields, now))
 
     # -- the slower tiers ------------------------------------------------------------------------------------------
 
+    def _whole_reads(self) -> list[_Read]:
+        """What is not read at each tick, the first of them first where all are due."""
+        nvml, handle, number = self._nvml, self.handle, self._number
+        reads = [
+            _Read("instances", RARE_S, _INSTANCES_CALLS, self._read_instances),
+            _Read("slowdown", SLOW_S, 3, self._read_slowdown),
+            _Read(
+                "mem clock", MEMORY_CLOCK_S, 1,
+                lambda now: number("mem clock", now, lambda: nvml.nvmlDeviceGetClockInfo(handle, 2), 0, 1e5, "MHz"),
+            ),
+            _Read(
+                "power limit", SLOW_S, 1,
+                lambda now: self._milli("power limit", now, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle), "W"),
+            ),
+            _Read("bandwidth", _ONCE, 2, self._read_bandwidth),
+            _Read("max sm", _ONCE, 1, self._read_max_sm),
+            *(_Read(f"policy {policy}", SLOW_S, 1, partial(self._read_policy, policy)) for policy in _POLICIES),
+            _Read(
+                "pstate", SLOW_S, 1,
+                lambda now: number("pstate", now, lambda: nvml.nvmlDeviceGetPerformanceState(handle), 0, 15, ""),
+            ),
+            _Read("processes", SLOW_S, 4, self._read_processes, costly=True),
+            _Read(
+                "fan", SLOW_S, 1,
+                lambda now: number("fan", now, lambda: nvml.nvmlDeviceGetFanSpeed(handle), 0, 200, "%"), costly=True,
+            ),
+        ]  # fmt: skip
+        if not self.info.integrated:
+            reads += [
+                _Read(
+                    "pcie gen", SLOW_S, 1,
+                    lambda now: number("gen", now, lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle), 1, 9, ""),
+                    costly=True,
+                ),
+                _Read(
+                    "pcie width", SLOW_S, 1,
+                    lambda now: number("width", now, lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle), 1, 32, ""),
+                    costly=True,
+                ),
+            ]  # fmt: skip
+        return [
+            *reads,
+            _Read("pcie max", _ONCE, 2, self._read_pcie_max),
+            _Read("power range", _ONCE, 2, self._read_power_range),
+            _Read("persistence", _ONCE, 1, self._read_persistence),
+            _Read("ecc", RARE_S, 1, self._read_ecc),
+            _Read("remapped", RARE_S, 1, self._read_remapped),
+        ]
+
+    def _instance_reads(self) -> list[_Read]:
+        """Of a MIG instance; `follow` sets how often."""
+        return [
+            _Read("memory", SLOW_S, 2, self._memory),
+            _Read("slices", _ONCE, 1, self._read_slices),
+            _Read("processes", 2 * SLOW_S, 2, self._read_processes, costly=True),
+        ]
+
+    def follow(self, handle: Any, siblings: int) -> None:
+        """Of a MIG instance: its handle now, and how many share the allowance of their GPU."""
+        self.handle = handle
+        every_s = SLOW_S * max(1.0, siblings / _SWIFT_INSTANCES)
+        self._reads["memory"].every_s, self._reads["processes"].every_s = every_s, 2 * every_s
+
+    def _catch_up(self, now: float, *, quiet: bool) -> None:
+        """Read what is due, the longest overdue first, as far as the allowance goes; the rest at the next tick."""
+        due = [read for read in self._reads.values() if read.due <= now and not (quiet and read.costly)]
+        room = self.allowance.room()
+        for read in sorted(due, key=lambda read: read.due):
+            if read.calls > room:
+                return
+            before = self.allowance.spent
+            read.at = now
+            self._keep(read.name, now, read.ask(now))
+            room -= self.allowance.spent - before
+
     def _keep(self, name: str, now: float, value: Any) -> None:
         self._slow[name] = (now, value)
 
-    def _kept(self, name: str, now: float, tier_s: float = SLOW_S) -> Any:
-        """The last value of a slower tier, or since when there is none."""
+    def _kept(self, name: str, now: float) -> Any:
+        """The last value of something that is not read at each tick, or since when there is none."""
         entry = self._slow.get(name)
         if entry is None:
             return PENDING
         at, value = entry
-        if isinstance(value, Missing) or now - at <= 3 * tier_s:
+        read = self._reads[name]
+        if isinstance(value, Missing) or now - at <= _STALE_PERIODS * max(read.every_s, SLOW_S):
             return value
-        return Missing("stale", _PAUSED, at)
+        return Missing("stale", _PAUSED if read.costly else _LATE, at)
 
-    def _read_slow(self, now: float, temperature: Reading, *, quiet: bool) -> None:
-        nvml, handle = self._nvml, self.handle
-        self._keep("slowdown", now, self._read_slowdown(temperature, now))
-        self._keep(
-            "pstate", now, self._number("pstate", now, lambda: nvml.nvmlDeviceGetPerformanceState(handle), 0, 15, "")
-        )
-        self._keep(
-            "power limit",
-            now,
-            self._milli("power limit", now, lambda: nvml.nvmlDeviceGetEnforcedPowerLimit(handle), "W"),
-        )
-        self._read_policies(now)
-        if quiet:
-            return
-        self._keep("fan", now, self._number("fan", now, lambda: nvml.nvmlDeviceGetFanSpeed(handle), 0, 200, "%"))
-        if not self.info.integrated:
-            generation = self._number("gen", now, lambda: nvml.nvmlDeviceGetCurrPcieLinkGeneration(handle), 1, 9, "")
-            self._keep("pcie gen", now, generation)
-            width = self._number("width", now, lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(handle), 1, 32, "")
-            self._keep("pcie width", now, width)
-        self._keep("processes", now, self._read_processes(now))
+    def _read_ecc(self, now: float) -> Reading:
+        """Uncorrected errors since the board was made; corrected ones are the memory doing its work."""
+        errors = self.asker.ask("ecc", now, lambda: self._nvml.nvmlDeviceGetTotalEccErrors(self.handle, 1, 1))
+        return within(errors, 0, 2**63, "")
 
-    def _read_rare(self, now: float) -> None:
-        nvml, handle = self._nvml, self.handle
-        # Uncorrected errors since the board was made; corrected ones are the memory doing its work.
-        ecc = self.asker.ask("ecc", now, lambda: nvml.nvmlDeviceGetTotalEccErrors(handle, 1, 1))
-        self._keep("ecc", now, within(ecc, 0, 2**63, ""))
-        rows = self.asker.ask("remapped", now, lambda: nvml.nvmlDeviceGetRemappedRows(handle))
-        self._keep("remapped", now, rows if isinstance(rows, Missing) else within(rows[0] + rows[1], 0, 2**31, ""))
+    def _read_remapped(self, now: float) -> Reading:
+        rows = self.asker.ask("remapped", now, lambda: self._nvml.nvmlDeviceGetRemappedRows(self.handle))
+        return rows if isinstance(rows, Missing) else within(rows[0] + rows[1], 0, 2**31, "")
 
     def _read_processes(self, now: float) -> tuple[GpuProcess, ...] | Missing:
         nvml, handle = self._nvml, self.handle

@@ -10,15 +10,16 @@ import os
 import re
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from chimera.domain.readings import Missing, MissingReason
+from chimera.domain.readings import Missing, MissingReason, number
 from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, GpuState
 from chimera.domain.text import plain
 
+from .allowance import Allowance
 from .asking import NOT_FOUND, TIMEOUT, Asker, DeviceLost, DriverGone, code_of, words_of
 from .gpu import RARE_S, Device, absent
 from .processes import Processes
@@ -27,6 +28,8 @@ BACK_OFF_S = (1.0, 2.0, 5.0, 15.0, 60.0)
 """Waits between attempts to open the driver again."""
 
 TICK_S = 1.0
+_OPENING_CALLS = 16
+"""About each GPU, before its first reading is done."""
 _SLACK_S = 0.15  # a tick that comes a little early still counts as the next one
 _EVENTS_EVERY_S = 5.0
 _XIDS_KEPT = 100
@@ -67,13 +70,15 @@ class NvmlCollector:
         self._pid = 0  # the process that opened the driver; 0 while it is not open
         self._driver = ""
         self._devices: list[Device] = []
+        self._instances: dict[str, Device] = {}  # of MIG, by UUID
+        self._allowances: defaultdict[int | str, Allowance] = defaultdict(Allowance)  # they outlive a connection
         self._absent: dict[str, tuple[GpuInfo, Missing]] = {}  # GPUs without a handle, by their PCI address or index
         self._slept: dict[str, float] = {}
         self._used_at = self._rest_from = float("-inf")
         self._resting_since: float | None = None
         self._xids: dict[str, tuple[int, ...]] = {}
         self._event_set: Any = None
-        self._events_at = self._instances_at = float("-inf")
+        self._events_at = float("-inf")
         self._missing: Missing | None = None
         self._attempt = 0
         self._retry_at = float("-inf")
@@ -114,6 +119,23 @@ class NvmlCollector:
                         continue  # the next full reading finds out and says so
             return tuple(found)
 
+    def free_bytes(self) -> float | None:
+        """Free memory of all GPUs at this moment, one call a GPU; None where one does not tell, or there is none."""
+        now = self._clock()
+        with self._lock:
+            if not self._devices or self._absent or self._pid != os.getpid():
+                return None
+            total = 0.0
+            for device in self._devices:
+                try:
+                    free = number(device.free_bytes(now)) if device.lost is None else None
+                except (DeviceLost, DriverGone):
+                    free = None  # the next full reading finds out and says so
+                if free is None:
+                    return None
+                total += free
+            return total
+
     def reinit(self) -> None:
         """Forget all that is latched and open the driver anew at the next reading."""
         with self._lock:
@@ -131,30 +153,47 @@ class NvmlCollector:
     def _count(self, calls: int) -> None:
         self.calls += calls
 
+    def _spend(self, calls: int) -> None:
+        """Note driver calls that are about no GPU in particular."""
+        self._count(calls)
+        for allowance in self._allowances.values():
+            allowance.spend(calls)
+
     def _read(self, now: float) -> GpuState:
+        started = self._clock()  # opening the driver takes a second and more where nothing else holds it open
         if self._pid and self._pid != os.getpid():
             # The driver's state does not survive a fork: what was inherited is not ours to use.
             self._shut()
             self._attempt = 0
             self._retry_at = now
         self._watch_sleepers(now)
-        if not self._pid and now >= self._retry_at - _SLACK_S:
+        if not self._pid and now >= self._retry_at - _SLACK_S and self._may_open(now):
             self._open(now)
         if not self._pid:
             return self._without_driver(now)
-        if now - self._instances_at >= RARE_S:
-            self._find_instances(now)
-        started = self._clock()
-        samples = [self._sample(device, now, lambda: now + self._clock() - started) for device in self._devices]
+        infos: list[GpuInfo] = []
+        samples: list[GpuSample] = []
+        instances: dict[str, Device] = {}
+        for device in self._devices:
+            whole = self._sample(device, now, lambda: now + self._clock() - started)
+            infos.append(device.info)
+            samples.append(whole)
+            for instance in self._instances_of(device, now):
+                part = self._sample(instance, now, lambda: now + self._clock() - started)
+                if part.lost is not None and device.lost is None:
+                    device.look_for_instances()
+                instance.share(device.info, whole.vram_total_bytes, part.vram_total_bytes)
+                instances[instance.info.uuid] = instance
+                infos.append(instance.info)
+                samples.append(part)
+        self._instances = instances
         read = list(samples)
         if any(device.lost is None and device.all_unknown for device in self._devices):
             # From a GPU that worked this means that the connection is dead: containers lose theirs like this.
             raise DriverGone("Unknown Error")
-        self._share_bandwidth(samples)
         if now - self._events_at >= _EVENTS_EVERY_S - _SLACK_S:
             self._events_at = now
             self._collect_events()
-        infos = [device.info for device in self._devices]
         for info, why in self._absent.values():
             infos.append(info)
             samples.append(self._nothing(info, now, why))
@@ -178,7 +217,6 @@ class NvmlCollector:
             if device.info.parent is None:
                 raise
             # The handle of a MIG instance dies with the instance; its GPU is well.
-            self._instances_at = float("-inf")
             return self._nothing(device.info, now, Missing("stale", f"NVML: {gone}", now))
 
     def _nothing(self, info: GpuInfo, now: float, why: Missing) -> GpuSample:
@@ -221,6 +259,12 @@ class NvmlCollector:
 
     # -- opening and closing ---------------------------------------------------------------------------------------
 
+    def _may_open(self, now: float) -> bool:
+        """Whether there is room to open the driver anew; the first time there is."""
+        for allowance in self._allowances.values():
+            allowance.begin(now)
+        return all(allowance.room() >= _OPENING_CALLS for allowance in self._allowances.values())
+
     def _open(self, now: float) -> None:
         sleepers = [bus for bus in self._pci_gpus() if self._suspended(bus)]
         awake = [bus for bus in self._pci_gpus() if bus not in sleepers]
@@ -238,14 +282,14 @@ class NvmlCollector:
             return
         self._nvml = pynvml
         try:
-            self._count(1)
+            self._spend(1)
             pynvml.nvmlInit()
         except Exception as error:  # noqa: BLE001 - a driver may raise anything; the reason is shown
             self._refused(error, now)
             return
         self._pid = os.getpid()
         self._used_at = now
-        general = Asker(self._count)
+        general = Asker(self._spend)
         version = general.ask("driver", now, pynvml.nvmlSystemGetDriverVersion)
         self._driver = "" if isinstance(version, Missing) else plain(str(version))
         self._find_devices(awake if sleepers else None, now)
@@ -260,7 +304,6 @@ class NvmlCollector:
             return
         self._missing = None
         self._listen(general, now)
-        self._instances_at = float("-inf")
 
     def _find_devices(self, buses: list[str] | None, now: float) -> None:
         """Open each GPU; only those at the given addresses where another one is asleep."""
@@ -268,12 +311,15 @@ class NvmlCollector:
         processes = Processes(self._proc)
         self._devices = []
         if buses is None:
-            self._count(1)
+            self._spend(1)
             keys: list[int | str] = list(range(nvml.nvmlDeviceGetCount()))
         else:
             keys = list(buses)
         for position, key in enumerate(keys):
+            allowance = self._allowances[key]
+            allowance.begin(now)
             self._count(1)
+            allowance.spend(1)
             try:
                 if isinstance(key, int):
                     handle, index = nvml.nvmlDeviceGetHandleByIndex(key), key
@@ -281,7 +327,14 @@ class NvmlCollector:
                     handle = nvml.nvmlDeviceGetHandleByPciBusId(key.encode())
                     index = int(nvml.nvmlDeviceGetIndex(handle))
                 device = Device(
-                    nvml, handle, index=index, driver=self._driver, processes=processes, count=self._count, now=now
+                    nvml,
+                    handle,
+                    index=index,
+                    driver=self._driver,
+                    processes=processes,
+                    count=self._count,
+                    allowance=allowance,
+                    now=now,
                 )
             except Exception as error:  # noqa: BLE001 - one dead GPU must not hide the others
                 if not isinstance(error, DeviceLost) and code_of(error) == NOT_FOUND:
@@ -338,6 +391,7 @@ class NvmlCollector:
                 pass
         self._pid = 0
         self._devices = []
+        self._instances = {}
         self._absent = {}
         self._resting_since = None
         self._slept = {}
@@ -381,58 +435,25 @@ class NvmlCollector:
 
     # -- MIG -------------------------------------------------------------------------------------------------------
 
-    def _find_instances(self, now: float) -> None:
-        """Put the MIG instances of each GPU behind it; known ones keep their state."""
-        self._instances_at = now
-        known = {device.info.uuid: device for device in self._devices if device.info.parent is not None}
-        found: list[Device] = []
-        for device in self._devices:
-            if device.info.parent is not None:
-                continue
-            found.append(device)
-            if device.lost is None:
-                found += self._instances(device, known, now)
-        self._devices = found
-
-    def _instances(self, device: Device, known: dict[str, Device], now: float) -> list[Device]:
-        nvml = self._nvml
-        try:
-            mode = device.asker.ask("mig", now, lambda: nvml.nvmlDeviceGetMigMode(device.handle))
-            if isinstance(mode, Missing) or mode[0] != 1:
-                device.info = replace(device.info, mig=False)
-                return []
-            device.info = replace(device.info, mig=True)
-            most = device.asker.ask("mig count", now, lambda: nvml.nvmlDeviceGetMaxMigDeviceCount(device.handle))
-        except DeviceLost as lost:
-            device.lose(str(lost), now)
-            return []
-        instances: list[Device] = []
-        for slot in range(0 if isinstance(most, Missing) else min(int(most), 64)):
-            self._count(1)
-            try:
-                handle = nvml.nvmlDeviceGetMigDeviceHandleByIndex(device.handle, slot)
-                instance = Device(
-                    nvml,
-                    handle,
-                    index=device.info.index,
-                    driver=self._driver,
-                    processes=device.processes,
-                    count=self._count,
-                    now=now,
-                    parent=device.info,
-                    slot=slot,
-                )
-            except Exception:  # noqa: BLE001, S112 - holes in the row of instances are normal
-                continue
-            instances.append(known.get(instance.info.uuid, instance))
-        return instances
-
-    def _share_bandwidth(self, samples: list[GpuSample]) -> None:
-        totals = {sample.uuid: sample.vram_total_bytes for sample in samples}
-        wholes = {device.info.uuid: device.info.bandwidth_gb_s for device in self._devices}
-        for device in self._devices:
-            if device.info.parent is not None:
-                device.share_bandwidth(wholes[device.info.parent], totals[device.info.parent], totals[device.info.uuid])
+    def _instances_of(self, device: Device, now: float) -> list[Device]:
+        """The MIG instances of a GPU; known ones keep their state."""
+        found = []
+        for one in device.instances if device.lost is None else ():
+            instance = self._instances.get(one.uuid) or Device(
+                self._nvml,
+                one.handle,
+                index=device.info.index,
+                driver=self._driver,
+                processes=device.processes,
+                count=self._count,
+                allowance=device.allowance,
+                now=now,
+                instance=one,
+                parent=device.info,
+            )
+            instance.follow(one.handle, len(device.instances))
+            found.append(instance)
+        return found
 
     # -- critical errors -------------------------------------------------------------------------------------------
 
@@ -466,7 +487,7 @@ class NvmlCollector:
         for _ in range(16):
             if self._event_set is None:
                 return
-            self._count(1)
+            self._spend(1)
             try:
                 event = self._nvml.nvmlEventSetWait_v2(self._event_set, 1)
             except Exception as error:  # noqa: BLE001 - a driver may raise anything; the reason is shown

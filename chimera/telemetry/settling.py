@@ -6,10 +6,6 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 
-from chimera.domain.readings import number
-
-from .nvml import NvmlCollector
-
 MOST_S = 5.0
 STEP_S = 0.25
 STILL_BYTES = 16 * 2**20
@@ -44,23 +40,3 @@ async def settle(
         still = still + 1 if now is not None and abs(now - before) <= STILL_BYTES else 0
         before = now
     return clock() - began
-
-
-class FreeMemory:
-    """Free memory of this host's GPUs, read anew at each call."""
-
-    def __init__(self) -> None:
-        self._collector: NvmlCollector | None = None
-
-    def __call__(self) -> float | None:
-        """Bytes over all GPUs; None where one does not tell, or there is none."""
-        if self._collector is None:
-            self._collector = NvmlCollector()
-        values = [number(sample.vram_free_bytes) for sample in self._collector.read(time.monotonic()).samples]
-        known = [value for value in values if value is not None]
-        return sum(known) if known and len(known) == len(values) else None
-
-    def close(self) -> None:
-        """Let go of the driver."""
-        if self._collector is not None:
-            self._collector.close()

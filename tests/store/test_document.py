@@ -193,3 +193,11 @@ def test_a_run_without_anything_measured_still_has_a_document(journal: Journal) 
     assert (found["trials"], found["run"]["server"], found["run"]["started_at"]) == ([], None, None)
     assert len(export_csv(journal, run).splitlines()) == 1
     assert export_benchstat(journal, run).startswith("chimera-run: ")
+
+
+def test_what_watching_took_stands_beside_the_result(journal: Journal, run: Run) -> None:
+    assert "watching" not in document(journal, run), "nothing is known of it"
+    for seq, facts in ((9, {"own_cpu_percent": 1.5, "nvml_calls_s": 8.0}), (10, {"own_cpu_percent": 0.5})):
+        journal.begin_session(run.id, Session(seq, "c0", round=5))
+        journal.end_session(run.id, seq, "done", facts=facts)
+    assert document(journal, run)["watching"] == {"own_cpu_percent": 1.5, "nvml_calls_s": 8.0}

@@ -208,9 +208,16 @@ def mig() -> str:
     return f"{whole}\nmig 3 20096 8000\nmig 2 9984 512\nmig 1 4864 100"
 
 
+def mig_full() -> str:
+    """MIG is on and seven instances, the most that there can be, are made."""
+    whole = mig().partition("\nmig ")[0]
+    return whole + "\nmig_slots 7\nmig_step 1" + "".join(f"\nmig 1 4864 {100 * part}" for part in range(1, 8))
+
+
 def mig_without_privilege() -> str:
-    """MIG is on, and this user may not ask the whole GPU for its memory."""
-    return f"{mig()}\ncode.nvmlDeviceGetComputeRunningProcesses_v3 4"
+    """MIG is on, and this user may ask the whole GPU neither for its memory nor for its processes."""
+    denied = ("MemoryInfo", "MemoryInfo_v2", "ComputeRunningProcesses_v2", "ComputeRunningProcesses_v3")
+    return "\n".join([mig(), *(f"code.nvmlDeviceGet{name} 4" for name in denied)])
 
 
 def wsl() -> str:
@@ -349,9 +356,9 @@ def ada() -> str:
 SCENARIOS: dict[str, Scenario] = {
     scenario.__name__: scenario
     for scenario in (
-        one_gpu, two_gpus, eight_gpus, not_supported, lost, unified, mig, mig_without_privilege, wsl, mismatch,
-        no_permission, no_module, no_gpu, container_lost, uninitialized, short_throttle, sw_thermal, hw_thermal,
-        power_cap, power_brake, bits_only, older_counters, garbage, xid_79, heating, hot_unthrottled, busy_half_full,
-        idle_clocks, idle_laptop, stuck_pstate, nearly_full, ada,
+        one_gpu, two_gpus, eight_gpus, not_supported, lost, unified, mig, mig_full, mig_without_privilege, wsl,
+        mismatch, no_permission, no_module, no_gpu, container_lost, uninitialized, short_throttle, sw_thermal,
+        hw_thermal, power_cap, power_brake, bits_only, older_counters, garbage, xid_79, heating, hot_unthrottled,
+        busy_half_full, idle_clocks, idle_laptop, stuck_pstate, nearly_full, ada,
     )
 }  # fmt: skip

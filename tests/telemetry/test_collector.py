@@ -36,6 +36,9 @@ class FakeGpus:
     def counters(self, now: float) -> tuple[GpuCounters, ...]:
         return (GpuCounters("GPU-a", now, 5.0),)
 
+    def free_bytes(self) -> float | None:
+        return None
+
     def close(self) -> None:
         self.closed = True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from chimera.domain.finding import Evidence, Finding
 from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
-from chimera.domain.readings import Missing
+from chimera.domain.readings import PENDING, Missing
 from chimera.domain.run import RunState
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import (
@@ -20,6 +21,7 @@ from chimera.domain.telemetry import (
     GpuSample,
     HostSample,
     LoadedModel,
+    ProcessShare,
     ServerSample,
     Throttle,
     VramParts,
@@ -323,6 +325,27 @@ def test_gpus_that_do_not_fit_are_counted() -> None:
     assert "4 more GPUs do not fit here" in text(panel, 56, 5)
 
 
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        {"margin_c": 1.0},
+        {"lost": Missing("lost", "NVML: GPU is lost", 1.0)},
+        {"xids": (79,)},
+        {"throttles": (Throttle("hw-thermal", 0.5, "counter"),)},
+        {"vram_used_bytes": 79.9 * 1024**3, "vram_total_bytes": 80.0 * 1024**3},
+    ],
+)
+def test_where_not_all_gpus_fit_the_one_in_trouble_is_shown(trouble: dict[str, Any]) -> None:
+    state = data.gpus(8)
+    samples = [replace(one, throttles=(), xids=(), margin_c=30.0, lost=None) for one in state.samples]
+    samples[6] = replace(samples[6], **trouble)
+    panel = GpuPanel()
+    panel.update(replace(state, samples=tuple(samples)))
+    shown = [text_of(row).split()[0] for row in rows(panel, 32, 5)]
+    assert shown[:4] == ["0", "1", "2", "6"]
+    assert "4 more GPUs do not fit here" in text(panel, 32, 5)
+
+
 def test_two_gpus_stand_side_by_side_where_it_is_wide() -> None:
     panel = GpuPanel()
     panel.update(data.gpus(2))
@@ -346,6 +369,35 @@ def test_what_slows_a_host_is_named() -> None:
     assert "▲ on battery · power profile power-saver" in text(panel, 80)
     panel.update(replace(data.host(), governor="performance"))
     assert "power " not in text(panel)
+
+
+def test_who_else_uses_the_processor_is_named_with_their_cores() -> None:
+    panel = HostPanel()
+    others = (ProcessShare(7, "cc1plus\x1b[31m", 310.0), ProcessShare(8, "node", 40.0), ProcessShare(9, "x" * 60, 30.0))
+    panel.update(replace(data.host(), foreign=others, memory_limit_bytes=8 * 1024**3))
+    said = text(panel, 60)
+    assert "others   cc1plus 3.1  node 0.4 cores" in said
+    assert "limit    8.0 GiB of memory allowed" in said
+    assert "\x1b" not in said
+    panel.update(data.host())
+    assert not any(line.startswith(("others", "limit")) for line in text(panel, 60).splitlines())
+
+
+def test_processes_of_a_gpu_stand_with_their_memory_and_share() -> None:
+    panel = GpuPanel()
+    state = data.gpus(1)
+    rows_of = (GpuProcess(5, "ollama", 9.5 * 1024**3, 85.0), GpuProcess(6, "?", Missing("unsupported"), PENDING))
+    panel.update(replace(state, samples=(replace(state.samples[0], processes=rows_of),)))
+    assert "ollama 9.5 GiB 85 %   ? n/a" in text(panel, 90)
+
+
+@pytest.mark.parametrize("width", [20, 30, 32, 40, 60])
+def test_pressure_is_whole_numbers_or_left_out_and_the_worst_comes_first(width: int) -> None:
+    panel = HostPanel()
+    panel.update(replace(data.host(), pressure_cpu=1.0, pressure_memory=0.0, pressure_io=66.4, disk_read_bytes_s=9e8))
+    (row,) = [line for line in text(panel, width).splitlines() if line.startswith("pressure")]
+    assert "disk ▲ 66 %" in row if width >= 24 else row.strip() == "pressure"
+    assert "…" not in row
 
 
 def test_a_host_that_tells_nothing_says_so() -> None:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from rich.color import ColorSystem
 from textual.screen import ModalScreen, Screen
 
 from chimera.widgets import EventLog, GpuPanel, HostPanel, TimeChart, TrialTable
@@ -188,6 +189,27 @@ async def test_without_colour_no_colour_is_written_and_alerts_keep_their_signs(m
         text = screen_text(app)
     assert "! GPU 0 slows down" in text
     assert "▲ The power limit" in text
+
+
+async def test_where_there_are_sixteen_colours_trouble_is_red_and_a_warning_yellow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("textual.constants.COLOR_SYSTEM", "standard")
+    app = Board()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        written = [
+            (segment.text, segment.style.render(segment.text, color_system=ColorSystem.STANDARD))
+            for strip in app.screen._compositor.render_strips()
+            for segment in strip
+            if segment.style
+        ]
+    errors = [code for text, code in written if "! GPU 0 slows down" in text]
+    assert errors
+    assert all("91" in code.partition("m")[0].split(";") for code in errors)
+    warnings = [code for text, code in written if text.startswith("▲ ")]
+    assert warnings
+    assert all("93" in code.partition("m")[0].split(";") for code in warnings)
 
 
 async def test_updates_before_a_panel_is_on_a_screen_are_kept() -> None:

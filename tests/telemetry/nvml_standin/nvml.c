@@ -239,7 +239,7 @@ static int enter(device_t *gpu, const char *function) {
     snprintf(key, sizeof key, "code.%s", function);
     if (global(key, 0)) return (int)global(key, 0);
     if (whole && get(whole, "code.*", 0)) return (int)get(whole, "code.*", 0);
-    if (whole && get(whole, key, 0)) return (int)get(whole, key, 0);
+    if (gpu && get(gpu, key, 0)) return (int)get(gpu, key, 0);
     return SUCCESS;
 }
 
@@ -563,13 +563,18 @@ int nvmlDeviceGetMigMode(device_t *gpu, unsigned *current, unsigned *pending) {
     return SUCCESS;
 }
 
-int nvmlDeviceGetMaxMigDeviceCount(device_t *gpu, unsigned *out) { ENTER(gpu); *out = MAX_INSTANCES; return SUCCESS; }
+int nvmlDeviceGetMaxMigDeviceCount(device_t *gpu, unsigned *out) {
+    ENTER(gpu);
+    *out = (unsigned)get(gpu, "mig_slots", MAX_INSTANCES);
+    return SUCCESS;
+}
 
 int nvmlDeviceGetMigDeviceHandleByIndex(device_t *gpu, unsigned index, device_t **out) {
     ENTER(gpu);
-    /* Holes are normal: instances stand at every second place. */
-    if (index % 2 || index / 2 >= MAX_INSTANCES || !gpu->instances[index / 2]) return NOT_FOUND;
-    *out = gpu->instances[index / 2];
+    /* Holes are normal: unless told otherwise, instances stand at every second place. */
+    unsigned step = (unsigned)get(gpu, "mig_step", 2);
+    if (index % step || index / step >= MAX_INSTANCES || !gpu->instances[index / step]) return NOT_FOUND;
+    *out = gpu->instances[index / step];
     return SUCCESS;
 }
 
