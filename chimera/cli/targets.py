@@ -24,7 +24,10 @@ def find_target(
             raise ConfigError("--embedded brings its own model, Gemma 3 270M: leave --model out.")
         return Target("embedded", model=None, assume_yes=True)
     if start:
-        command = tuple(shlex.split(start))
+        try:
+            command = tuple(shlex.split(start))
+        except ValueError as error:
+            raise ConfigError(f"--start {start}: {error}. Give it as one would type it in a shell.") from error
         if not command:
             raise ConfigError('--start is empty: give the command, like --start "llama-server -m model.gguf".')
         return Target("llama_server", command=command, assume_yes=True)
