@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 
@@ -33,7 +34,8 @@ def _command() -> int:
     for argument in sys.argv[1:]:
         if any("\udc80" <= char <= "\udcff" for char in argument):
             raise ConfigError(f"{argument!r} holds a byte that is not text here: neither journal nor JSON can keep it.")
-    wanted = parse_ui(sys.argv[1:])
+    # A shell that completes a command line asks with no arguments at all, like one that wants the UI.
+    wanted = None if "_CHIMERA_COMPLETE" in os.environ else parse_ui(sys.argv[1:])
     if wanted is not None:
         from chimera.tui.app import open_ui
 

@@ -108,6 +108,7 @@ def sweep(
         {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "timeout_s": timeout},
         fixed=False,
     )
+    budget_s = None if budget is None else seconds_of(budget)
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
     known = look_at(target, workload)
@@ -122,7 +123,7 @@ def sweep(
         confirm=confirm,
         preflight=preflight,
         band=band,
-        budget_s=seconds_of(budget) if budget else None,
+        budget_s=budget_s,
     )
     if dry_run and json:
         emit_json(drawn.as_dict())
@@ -226,6 +227,7 @@ def tune(
         {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
         fixed=False,
     )
+    budget_s = None if budget is None else seconds_of(budget)
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
     known = look_at(target, workload)
@@ -237,7 +239,7 @@ def tune(
             known,
             workload,
             seed=fresh_seed() if seed is None else seed,
-            budget_s=seconds_of(budget) if budget else None,
+            budget_s=budget_s,
         )
         follow(journal, created, detach=detach, json=json)
     finally:

@@ -194,6 +194,38 @@ def test_presets_are_listed_shown_and_checked(tmp_path: Path) -> None:
     assert "num_ctx" in checked.stdout
 
 
+def test_a_broken_preset_that_is_asked_for_is_told_with_file_line_and_field(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('title = "Mine"\n[options]\nnum_cxt = 4\n')
+    (folder / "other.toml").write_text('title = "Two\n')
+    done = chimera("run", "mine", "--embedded")
+    assert done.returncode == 2
+    assert "mine.toml:3: options.num_cxt" in done.stderr
+    assert "other.toml:1: is not TOML" in done.stderr
+
+
+@pytest.mark.parametrize(("typed", "words"), [("chimera ru", "runs"), ("chimera run --kv", "--kv-cache-type")])
+def test_a_shell_completes_commands_and_options_and_opens_no_ui(typed: str, words: str) -> None:
+    command = Path(sys.executable).with_name("chimera")
+    done = subprocess.run(
+        [command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={
+            **os.environ,
+            "_CHIMERA_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(typed.count(" ")),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout.split()
+    assert "\x1b" not in done.stdout
+
+
 def test_the_version_and_help_are_there() -> None:
     assert chimera("--version").stdout.startswith("chimera ")
     assert "attach" in chimera("--help").stdout

@@ -198,9 +198,9 @@ def test_what_is_asked_of_a_worker_that_still_starts_is_done(journal: Journal, m
         target = Target("ollama", url=server.url, assume_yes=True)
         run = create_run(journal, target, Options(), Workload(requests=40, output_tokens=10, prompt_tokens=8))
         journal.send(run.id, "stop")  # of an earlier worker: it is not meant for this one
-        monkeypatch.setattr(subprocess, "Popen", asked_at_once)
-        start_worker(journal, run.id)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", asked_at_once)
+            start_worker(journal, run.id)
         wait_until(lambda: journal.run(run.id).state == "paused", 20)
         resumed = chimera("resume", run.id, "--json")
         assert facts_of(resumed) == {"schema_version": 1, "run": {"id": run.id, "state": "running"}}
@@ -223,7 +223,7 @@ def test_a_worker_that_dies_before_it_takes_up_its_run_leaves_it_failed(
 
 def test_runs_that_disturb_each_other_are_told_so(journal: Journal) -> None:
     with in_thread(ScriptedOllama(decode_s=0.02)) as server, in_thread(ScriptedOllama(decode_s=0.02)) as apart:
-        small = Workload(requests=40, output_tokens=10, prompt_tokens=8)
+        small = Workload(requests=2000, output_tokens=10, prompt_tokens=8)
         runs = []
         for url in (server.url, apart.url):
             runs.append(create_run(journal, Target("ollama", url=url, assume_yes=True), Options(), small))
