@@ -43,6 +43,12 @@ Detach = Annotated[bool, typer.Option("--detach", help="Start it and return; `ch
 Measurements = Annotated[bool, typer.Option("--measurements", help="Put every request into the JSON.")]
 
 
+def span(name: str) -> str:
+    """What a sampling option may be, for its help."""
+    low, high = OPTION_RANGES[name]
+    return f"Sampling: {low:,} to {high:,}."
+
+
 def options_from(values: dict[str, int | float | str | None]) -> Options:
     """Options as typed. Raises `ConfigError` naming the option, what it was and what it may be."""
     for name, value in values.items():

@@ -58,7 +58,7 @@ def list_(
     kind: Annotated[str | None, typer.Option(help=f"{', '.join(KINDS)}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name.")] = None,
     text: Annotated[str | None, typer.Option("--search", help="Part of an id, name, preset or model.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most that are listed.")] = 20,
     json: Json = False,
 ) -> None:
     """The newest runs first."""

@@ -27,6 +27,7 @@ from .options import (
     Start,
     Timeout,
     Yes,
+    span,
     workload_from,
 )
 from .output import emit, emit_json, say
@@ -63,10 +64,10 @@ def sweep(
     num_parallel: Annotated[str | None, typer.Option(help="Slots.")] = None,
     flash_attention: Annotated[str | None, typer.Option(help="on, off, auto.")] = None,
     kv_cache_type: Annotated[str | None, typer.Option(help="f16, q8_0, q4_0.")] = None,
-    temperature: Annotated[str | None, typer.Option()] = None,
-    top_p: Annotated[str | None, typer.Option()] = None,
-    top_k: Annotated[str | None, typer.Option()] = None,
-    repeat_penalty: Annotated[str | None, typer.Option()] = None,
+    temperature: Annotated[str | None, typer.Option(help=span("temperature"))] = None,
+    top_p: Annotated[str | None, typer.Option(help=span("top_p"))] = None,
+    top_k: Annotated[str | None, typer.Option(help=span("top_k"))] = None,
+    repeat_penalty: Annotated[str | None, typer.Option(help=span("repeat_penalty"))] = None,
     objective: Annotated[str, typer.Option(help="rate, ttft, completion, vram or energy.")] = "rate",
     rounds: Annotated[
         int | None, typer.Option(min=2, max=MOST_ROUNDS, help="Screening rounds; with --no-confirm all.")

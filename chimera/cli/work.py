@@ -32,6 +32,7 @@ from .options import (
     Timeout,
     Yes,
     options_from,
+    span,
     workload_from,
 )
 from .output import emit_json, say
@@ -60,10 +61,10 @@ def run(
     num_parallel: NumParallel = None,
     flash_attention: Annotated[str | None, typer.Option(help="on, off or auto.")] = None,
     kv_cache_type: Annotated[str | None, typer.Option(help="f16, q8_0 or q4_0.")] = None,
-    temperature: Annotated[float | None, typer.Option()] = None,
-    top_p: Annotated[float | None, typer.Option()] = None,
-    top_k: Annotated[int | None, typer.Option()] = None,
-    repeat_penalty: Annotated[float | None, typer.Option()] = None,
+    temperature: Annotated[float | None, typer.Option(help=span("temperature"))] = None,
+    top_p: Annotated[float | None, typer.Option(help=span("top_p"))] = None,
+    top_k: Annotated[int | None, typer.Option(help=span("top_k"))] = None,
+    repeat_penalty: Annotated[float | None, typer.Option(help=span("repeat_penalty"))] = None,
     requests: Annotated[int | None, typer.Option(help="Measured requests; one more is discarded first.")] = None,
     prompt_tokens: PromptTokens = None,
     output_tokens: OutputTokens = None,
