@@ -8,26 +8,45 @@ import sys
 
 def main() -> None:
     """Open the UI, or hand over to the command line."""
+    from chimera.cli.output import OutputLost, open_streams, say
     from chimera.errors import ChimeraError
 
+    open_streams()
     try:
-        from chimera.cli.ui import parse_ui
-
-        wanted = parse_ui(sys.argv[1:])
-        if wanted is not None:
-            from chimera.tui.app import open_ui
-
-            sys.exit(open_ui(wanted))
-        from chimera.cli.app import app
-
-        app()
+        code = _command()
     except ChimeraError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader of our output is gone, which is its right; Python must not complain of it at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        if str(error):
+            say(str(error))
+        code = error.exit_code
+    try:
+        sys.stdout.flush()
+    except OutputLost as lost:
+        if str(lost):
+            say(str(lost))
+        code = lost.exit_code or code
+    sys.exit(code)
+
+
+def _command() -> int:
+    from chimera.cli.ui import parse_ui
+    from chimera.errors import ConfigError
+
+    for argument in sys.argv[1:]:
+        if any("\udc80" <= char <= "\udcff" for char in argument):
+            raise ConfigError(f"{argument!r} holds a byte that is not text here: neither journal nor JSON can keep it.")
+    # A shell that completes a command line asks with no arguments at all, like one that wants the UI.
+    wanted = None if "_CHIMERA_COMPLETE" in os.environ else parse_ui(sys.argv[1:])
+    if wanted is not None:
+        from chimera.tui.app import open_ui
+
+        return open_ui(wanted)
+    from chimera.cli.app import app
+
+    try:
+        app()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
 
 
 if __name__ == "__main__":

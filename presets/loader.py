@@ -64,8 +64,9 @@ class PresetBook:
         names = [preset.name for preset in self.presets]
         near = difflib.get_close_matches(wanted, names, n=1)
         hint = f"Did you mean {near[0]}?" if near else f"There are: {', '.join(names)}."
-        broken = f" {len(self.problems)} file(s) could not be read: {self.problems[0]}" if self.problems else ""
-        raise ConfigError(f"No preset {plain(wanted)[:80]}. {hint}{broken}")
+        broken = "".join(f"\n{problem}" for problem in self.problems)
+        told = f" These files of yours hold none that can be used:{broken}" if broken else ""
+        raise ConfigError(f"No preset {plain(wanted)[:80]}. {hint}{told}")
 
     def on_digit(self, digit: int) -> Preset | None:
         """The preset on a key, if there is one."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,12 +14,38 @@ from chimera.domain.run import Target
 from chimera.domain.workload import Workload
 from chimera.errors import BackendUnavailable, ConfigError
 
+from .options import (
+    MOST_ROUNDS,
+    Detach,
+    Embedded,
+    Json,
+    Model,
+    Name,
+    NumCtx,
+    NumGpu,
+    NumParallel,
+    NumThread,
+    OutputTokens,
+    PromptFile,
+    PromptTokens,
+    Seed,
+    Server,
+    Start,
+    Timeout,
+    Yes,
+    options_from,
+    workload_from,
+)
 from .output import say
 from .targets import find_target
-from .work import Embedded, Json, Model, Server, Start, Yes, follow, options_from, workload_from
+from .work import follow
 
 if TYPE_CHECKING:
     from chimera.runner.planning import Survey
+
+
+MOST_AGENTS = 256
+"""As for presets."""
 
 
 def register(app: typer.Typer) -> None:
@@ -43,25 +68,27 @@ def agents(
             metavar="OPTIONS",
         ),
     ] = None,
-    think: Annotated[float, typer.Option(min=0, help="Pause of an agent before its next request, seconds.")] = 0.0,
-    num_parallel: Annotated[int | None, typer.Option(help="Slots, for every arm.")] = None,
-    num_ctx: Annotated[int | None, typer.Option(help="Context per slot, for every arm.")] = None,
-    num_gpu: Annotated[int | None, typer.Option(help="Layers on the GPU, for every arm.")] = None,
-    num_thread: Annotated[int | None, typer.Option(help="CPU threads, for every arm.")] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Each arm once in every round.")] = 6,
+    think: Annotated[
+        float, typer.Option(min=0, max=3600, help="Pause of an agent before its next request, seconds.")
+    ] = 0.0,
+    num_parallel: NumParallel = None,
+    num_ctx: NumCtx = None,
+    num_gpu: NumGpu = None,
+    num_thread: NumThread = None,
+    rounds: Annotated[int, typer.Option(min=2, max=MOST_ROUNDS, help="Each arm once in every round.")] = 6,
     requests: Annotated[int | None, typer.Option(help="Requests of each agent; 3 by default.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option()] = None,
-    output_tokens: Annotated[int | None, typer.Option()] = None,
-    prompt_file: Annotated[Path | None, typer.Option(help="Your own prompt; its text is never stored.")] = None,
-    timeout: Annotated[float, typer.Option(help="Longest silence of the server, seconds.")] = 120.0,
-    seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
-    name: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    prompt_file: PromptFile = None,
+    timeout: Timeout = None,
+    seed: Seed = None,
+    name: Name = None,
     server: Server = None,
     model: Model = None,
     embedded: Embedded = False,
     start: Start = None,
     yes: Yes = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    detach: Detach = False,
     json: Json = False,
 ) -> None:
     """Compare one agent with several: on one server, with more slots, with several instances."""
@@ -108,9 +135,12 @@ def agents(
 
 def _counts(text: str) -> list[int]:
     try:
-        return [int(part) for part in text.split(",")]
+        counts = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--agents {text}: takes a number like 2, or several like 1,2,4,8.") from error
+    if not all(1 <= count <= MOST_AGENTS for count in counts):
+        raise ConfigError(f"--agents {text}: takes 1 to {MOST_AGENTS}.")
+    return counts
 
 
 def _options_of(text: str) -> Options:

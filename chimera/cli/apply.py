@@ -10,9 +10,9 @@ import typer
 from chimera.domain.run import Run, Target
 from chimera.domain.text import plain
 
+from .options import Json, Model, RunRef, Server
 from .output import emit, emit_json, say
 from .targets import find_target
-from .work import Json, Model, RunRef, Server
 
 if TYPE_CHECKING:
     from chimera.runner.applying import Application, Choice

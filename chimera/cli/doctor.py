@@ -20,9 +20,10 @@ from chimera.domain.text import plain
 from chimera.errors import BackendUnavailable, ChimeraError, ConfigError
 
 from . import narrate
+from .options import Embedded, Json, Model, Server, Yes
 from .output import emit, emit_json, emit_table, say
 from .targets import find_target
-from .work import Embedded, Json, Model, Server, Yes, follow, show_run
+from .work import follow, show_run
 
 if TYPE_CHECKING:
     from chimera.backends.detect import Detection

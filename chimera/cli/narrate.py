@@ -62,7 +62,8 @@ def _narrate(update: Update) -> None:
 
 
 def _what(run: Run) -> str:
-    return f"preset {run.preset}" if run.preset else run.kind
+    what = f"preset {run.preset}" if run.preset else run.kind
+    return f"{what} {plain(run.name)}" if run.name else what
 
 
 def progress_line(progress: Progress) -> str:

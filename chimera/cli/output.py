@@ -2,17 +2,81 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from chimera.domain.text import plain
+from chimera.errors import ChimeraError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class OutputLost(ChimeraError):
+    """stdout cannot be written. Without words where its reader has gone: that is the reader's right, no failure."""
+
+    def __init__(self, problem: OSError) -> None:
+        gone = isinstance(problem, BrokenPipeError)
+        words = (
+            "stdout is closed: there is nowhere to write to."
+            if problem.errno == errno.EBADF
+            else f"stdout cannot be written ({problem.strerror}): what stands there is not complete."
+        )
+        super().__init__("" if gone else words)
+        self.exit_code = 0 if gone else 2
+
+
+class _Stdout(io.FileIO):
+    """stdout, whose loss is told apart from every other file's; what is written after it goes nowhere."""
+
+    def write(self, data: Buffer, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as problem:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            raise OutputLost(problem) from problem
+
+
+def open_streams() -> None:
+    """Make the three streams usable, whatever the shell left of them; before anything else opens a file.
+
+    A closed descriptor would be given to the next file, and what we print would go into that one, the journal say. In
+    its place stands one that is empty or, for stdout, refuses to be written. What the terminal's encoding has no
+    character for is written escaped.
+    """
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, mode)  # takes the lowest one that is free: this one
+    encoding = getattr(sys.stdout, "encoding", "utf-8")
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Stdout(1, "w", closefd=False)),
+        encoding=encoding,
+        errors="backslashreplace",
+        line_buffering=os.isatty(1),
+    )
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream has no path
 
 
 def emit_json(document: object) -> None:
-    """One JSON document on stdout; NaN and infinity are a defect, not data."""
-    json.dump(document, sys.stdout, indent=2, allow_nan=False, ensure_ascii=False)
-    sys.stdout.write("\n")
+    """One JSON document on stdout."""
+    sys.stdout.write(json_text(document))
+
+
+def json_text(document: object) -> str:
+    """A document as JSON; NaN and infinity are a defect, not data.
+
+    Characters beyond ASCII are escaped: a terminal may show it, in whatever encoding.
+    """
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def emit(text: str = "") -> None:
@@ -21,18 +85,20 @@ def emit(text: str = "") -> None:
 
 
 def say(text: str) -> None:
-    """A line of narration."""
-    if sys.stderr.isatty():
-        sys.stderr.write("\r\x1b[K")
-    sys.stderr.write(f"{text}\n")
-    sys.stderr.flush()
+    """A line of narration; where nobody can read it the command does its work all the same."""
+    with suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 def ticker(text: str) -> None:
     """A line that the next one replaces; only where a person watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r\x1b[K{text[: _width()]}")
-        sys.stderr.flush()
+    with suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write(f"\r\x1b[K{text[: _width()]}")
+            sys.stderr.flush()
 
 
 def _width() -> int:

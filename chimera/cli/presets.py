@@ -10,9 +10,9 @@ import typer
 
 from chimera.domain.preset import Preset
 
+from .options import Embedded, Json, Model, Server
 from .output import emit, emit_json, emit_table, say
 from .targets import find_target
-from .work import Embedded, Json, Model, Server
 
 if TYPE_CHECKING:
     from chimera.runner.honesty import Expected, Here, PresetRow

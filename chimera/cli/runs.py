@@ -6,21 +6,24 @@ import sys
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from chimera.domain.run import RunKind
 from chimera.domain.text import plain
 from chimera.errors import ConfigError
 
 from . import summary
-from .output import emit_json, emit_table, say
-from .work import Json, RunRef, facts_of
+from .options import Json, Measurements, RunRef
+from .output import emit_json, emit_table, json_text, say
+from .work import facts_of
 
 if TYPE_CHECKING:
     from chimera.domain.server import ServerKind
     from chimera.runner.importing import Knowledge
 
+KINDS: tuple[str, ...] = get_args(RunKind)
 app = typer.Typer(help="History of runs.", rich_markup_mode=None, no_args_is_help=True)
 
 
@@ -52,33 +55,39 @@ class Format(StrEnum):
 
 @app.command("list")
 def list_(
-    kind: Annotated[str | None, typer.Option(help="run, sweep, tune, validate, agents, thermal, import.")] = None,
+    kind: Annotated[str | None, typer.Option(help=f"{', '.join(KINDS)}.")] = None,
     model: Annotated[str | None, typer.Option(help="Model name.")] = None,
     text: Annotated[str | None, typer.Option("--search", help="Part of an id, name, preset or model.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=10_000)] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=10_000, help="The most that are listed.")] = 20,
     json: Json = False,
 ) -> None:
     """The newest runs first."""
     from chimera.store.document import run_document
     from chimera.store.journal import Journal
 
+    if kind is not None and kind not in KINDS:
+        raise ConfigError(f"--kind {kind}: takes {', '.join(KINDS)}.")
     journal = Journal.open()
     try:
-        found = journal.runs(kind=kind, model=model, text=text, limit=limit)  # type: ignore[arg-type]  # any word: none matches
+        found = journal.runs(kind=kind, model=model, text=text, limit=limit)  # type: ignore[arg-type]  # one of them
         if json:
             emit_json({"schema_version": 1, "runs": [run_document(run) for run in found]})
             return
         if not found:
-            say("No run yet: `chimera run --embedded` makes one without any server.")
+            if kind or model or text:
+                say("No run is like that; without options all are listed.")
+            else:
+                say("No run yet: `chimera run --embedded` makes one without any server.")
             return
         emit_table(
-            ["id", "started", "kind", "preset", "state", "server", "model"],
+            ["id", "started", "kind", "preset", "name", "state", "server", "model"],
             [
                 (
                     run.id,
                     datetime.fromtimestamp(run.created_at, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S"),
                     run.kind,
                     run.preset,
+                    run.name,
                     run.state,
                     run.server.title if run.server else run.target.kind,
                     run.model.name if run.model else run.target.model,
@@ -117,18 +126,16 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")] = None,
 ) -> None:
     """Every measurement of a run, from which each figure can be computed anew."""
-    from chimera.store import document
+    from chimera.store.document import export_benchstat, export_csv
     from chimera.store.journal import Journal
 
     journal = Journal.open()
     try:
         found = journal.run(ref)
-        write = {
-            Format.JSON: document.export_json,
-            Format.CSV: document.export_csv,
-            Format.BENCHSTAT: document.export_benchstat,
-        }[format_]
-        text = write(journal, found)
+        if format_ is Format.JSON:
+            text = json_text(facts_of(journal, found, measurements=True))
+        else:
+            text = (export_csv if format_ is Format.CSV else export_benchstat)(journal, found)
     finally:
         journal.close()
     if output is None:
@@ -164,7 +171,7 @@ def import_(
         int | None, typer.Option(min=2, help="Length of the answers, if the file lacks it.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="A name for the run; else the file's.")] = None,
-    measurements: Annotated[bool, typer.Option("--measurements", help="Put every request into the JSON.")] = False,
+    measurements: Measurements = False,
     json: Json = False,
 ) -> None:
     """A set from a file as a run: the same rules, verdicts where its data carry them."""

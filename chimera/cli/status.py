@@ -19,8 +19,8 @@ from chimera.domain.server import ServerInfo
 from chimera.domain.telemetry import GpuInfo, GpuSample, ServerSample, Snapshot, VramParts
 from chimera.domain.text import plain
 
+from .options import Json, Server
 from .output import emit, emit_json
-from .work import Json, Server
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -81,7 +81,7 @@ def status(
     try:
         collector.snapshot()
         while True:
-            run, progress = (None, None) if found is not None else _working(journal)
+            run, progress = (None, None) if found is not None or server else _working(journal)
             of = found or (run and run.id, progress and (progress.url, progress.candidate))
             after = poll.latest
             if of != asked or (seen is not None and after is not None and changed_models(seen, after)):
@@ -97,18 +97,22 @@ def status(
             roof = decode_roof(snapshot.gpus, loaded, snapshot.server, parts)
             runs = [one for one in journal.runs(limit=20) if one.state in _ACTIVE]
             now = Now(loaded, snapshot, parts, roof, runs)
+            problem = loaded.problem or ("" if loaded.running else explain(detection))
             if json and watch:
-                sys.stdout.write(jsonlib.dumps(_facts(now), allow_nan=False) + "\n")
+                sys.stdout.write(jsonlib.dumps(_facts(now) | {"problem": problem or None}, allow_nan=False) + "\n")
             elif json:
-                emit_json(_facts(now))
+                emit_json(_facts(now) | {"problem": problem or None})
             else:
                 if watch and sys.stdout.isatty():
                     sys.stdout.write("\x1b[H\x1b[J")
-                if not loaded.running:
-                    emit(loaded.problem or explain(detection))
+                if problem:
+                    emit(problem)
                 _emit(now)
             sys.stdout.flush()
             if not watch:
+                # Whoever names a server asks for that one; else this machine is told of, with or without one.
+                if server and found is None:
+                    raise typer.Exit(3)
                 return
     except KeyboardInterrupt:
         return
@@ -210,7 +214,8 @@ def _emit(now: Now) -> None:
     if words:
         emit(f"        {', '.join(words)}")
     for run in now.runs:
-        emit(f"run     {run.id}  {plain(run.preset or run.kind)}  {run.state}")
+        what = " ".join(plain(word) for word in (run.preset or run.kind, run.name) if word)
+        emit(f"run     {run.id}  {what}  {run.state}")
     if not now.runs:
         emit("run     none goes on")
 

@@ -15,7 +15,7 @@ _COMPARING = ("sweep", "tune", "validate")
 def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     """Print what a person wants to know first: what ran, its figures, what did not count and why."""
     run, counts = facts["run"], facts["counts"]
-    head = [f"run {run['id']}", run["kind"], run["preset"], run["state"]]
+    head = [f"run {run['id']}", run["kind"], run["preset"], plain(run["name"] or ""), run["state"]]
     emit(" · ".join(str(part) for part in head if part))
     server, model = run.get("server") or {}, run.get("model") or {}
     if server:

@@ -12,9 +12,27 @@ from chimera.domain.verdict import Metric
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 
+from .options import (
+    MOST_ROUNDS,
+    Detach,
+    Embedded,
+    Json,
+    Model,
+    Name,
+    OutputTokens,
+    PromptTokens,
+    RunRef,
+    Seed,
+    Server,
+    Start,
+    Timeout,
+    Yes,
+    span,
+    workload_from,
+)
 from .output import emit, emit_json, say
 from .targets import find_target
-from .work import Embedded, Json, Model, RunRef, Server, Start, Yes, follow, workload_from
+from .work import follow
 
 if TYPE_CHECKING:
     from chimera.runner.planning import Sketch, Survey
@@ -26,6 +44,8 @@ METRICS: dict[str, Metric] = {
     "vram": "vram_bytes",
     "energy": "energy_j_per_token",
 }
+SessionRequests = Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")]
+LONGEST_BUDGET_S = 30 * 86_400.0
 _AXIS = "Values separated by commas, or `auto` for a grid that fits the model."
 
 
@@ -44,29 +64,31 @@ def sweep(
     num_parallel: Annotated[str | None, typer.Option(help="Slots.")] = None,
     flash_attention: Annotated[str | None, typer.Option(help="on, off, auto.")] = None,
     kv_cache_type: Annotated[str | None, typer.Option(help="f16, q8_0, q4_0.")] = None,
-    temperature: Annotated[str | None, typer.Option()] = None,
-    top_p: Annotated[str | None, typer.Option()] = None,
-    top_k: Annotated[str | None, typer.Option()] = None,
-    repeat_penalty: Annotated[str | None, typer.Option()] = None,
+    temperature: Annotated[str | None, typer.Option(help=span("temperature"))] = None,
+    top_p: Annotated[str | None, typer.Option(help=span("top_p"))] = None,
+    top_k: Annotated[str | None, typer.Option(help=span("top_k"))] = None,
+    repeat_penalty: Annotated[str | None, typer.Option(help=span("repeat_penalty"))] = None,
     objective: Annotated[str, typer.Option(help="rate, ttft, completion, vram or energy.")] = "rate",
-    rounds: Annotated[int | None, typer.Option(min=2, help="Screening rounds; with --no-confirm all.")] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=2, max=MOST_ROUNDS, help="Screening rounds; with --no-confirm all.")
+    ] = None,
     confirm: Annotated[bool, typer.Option("--confirm/--no-confirm", help="Judge by fresh rounds.")] = True,
     preflight: Annotated[int | None, typer.Option(min=0, help="Sessions for the noise.")] = None,
     band: Annotated[float, typer.Option(help="Differences within this share are no practical difference.")] = 0.02,
     budget: Annotated[str | None, typer.Option(help="Longest time, like 15m or 2h.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option()] = None,
-    output_tokens: Annotated[int | None, typer.Option()] = None,
-    timeout: Annotated[float, typer.Option(help="Longest silence of the server, seconds.")] = 120.0,
-    seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
-    name: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
+    requests: SessionRequests = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    timeout: Timeout = None,
+    seed: Seed = None,
+    name: Name = None,
     server: Server = None,
     model: Model = None,
     embedded: Embedded = False,
     start: Start = None,
     yes: Yes = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and stop.")] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    detach: Detach = False,
     json: Json = False,
 ) -> None:
     """Compare settings in interleaved rounds, and say what is better, the same, or not decided."""
@@ -87,6 +109,7 @@ def sweep(
         {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "timeout_s": timeout},
         fixed=False,
     )
+    budget_s = None if budget is None else seconds_of(budget)
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
     known = look_at(target, workload)
@@ -101,7 +124,7 @@ def sweep(
         confirm=confirm,
         preflight=preflight,
         band=band,
-        budget_s=seconds_of(budget) if budget else None,
+        budget_s=budget_s,
     )
     if dry_run and json:
         emit_json(drawn.as_dict())
@@ -142,8 +165,8 @@ def seconds_of(text: str) -> float:
         seconds = float(amount) * units[unit]
     except ValueError as error:
         raise ConfigError(f"--budget {text}: takes a time like 90s, 15m or 2h.") from error
-    if not seconds > 0:
-        raise ConfigError(f"--budget {text}: takes more than no time.")
+    if not 0 < seconds <= LONGEST_BUDGET_S:
+        raise ConfigError(f"--budget {text}: takes more than no time, and up to {LONGEST_BUDGET_S / 3600:g}h.")
     return seconds
 
 
@@ -183,16 +206,16 @@ def _time(seconds: float | None) -> str:
 
 def tune(
     budget: Annotated[str | None, typer.Option(help="Longest time, like 15m.")] = None,
-    requests: Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")] = None,
-    prompt_tokens: Annotated[int | None, typer.Option()] = None,
-    output_tokens: Annotated[int | None, typer.Option()] = None,
-    seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
+    requests: SessionRequests = None,
+    prompt_tokens: PromptTokens = None,
+    output_tokens: OutputTokens = None,
+    seed: Seed = None,
     server: Server = None,
     model: Model = None,
     embedded: Embedded = False,
     start: Start = None,
     yes: Yes = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    detach: Detach = False,
     json: Json = False,
 ) -> None:
     """The guide's five steps in one run: baseline, GPU layers, context, sampling, validation."""
@@ -205,6 +228,7 @@ def tune(
         {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens},
         fixed=False,
     )
+    budget_s = None if budget is None else seconds_of(budget)
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
     known = look_at(target, workload)
@@ -216,7 +240,7 @@ def tune(
             known,
             workload,
             seed=fresh_seed() if seed is None else seed,
-            budget_s=seconds_of(budget) if budget else None,
+            budget_s=budget_s,
         )
         follow(journal, created, detach=detach, json=json)
     finally:
@@ -226,9 +250,9 @@ def tune(
 def validate(
     ref: RunRef = "last",
     candidate: Annotated[str | None, typer.Option(help="Instead of the run's winner.")] = None,
-    rounds: Annotated[int | None, typer.Option(min=2, help="Else planned from the noise.")] = None,
-    seed: Annotated[int | None, typer.Option()] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Start it and return.")] = False,
+    rounds: Annotated[int | None, typer.Option(min=2, max=MOST_ROUNDS, help="Else planned from the noise.")] = None,
+    seed: Seed = None,
+    detach: Detach = False,
     json: Json = False,
 ) -> None:
     """Fresh rounds of a run's winner against its baseline."""

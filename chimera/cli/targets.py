@@ -17,14 +17,17 @@ def find_target(
     Raises `ConfigError` for options that exclude each other, and `BackendUnavailable` saying what was tried where
     nothing answers.
     """
-    if sum(map(bool, (server, embedded, start))) > 1:
+    if sum((server is not None, embedded, start is not None)) > 1:
         raise ConfigError("--server, --embedded and --start exclude each other: name one server.")
     if embedded:
         if model:
             raise ConfigError("--embedded brings its own model, Gemma 3 270M: leave --model out.")
         return Target("embedded", model=None, assume_yes=True)
-    if start:
-        command = tuple(shlex.split(start))
+    if start is not None:
+        try:
+            command = tuple(shlex.split(start))
+        except ValueError as error:
+            raise ConfigError(f"--start {start}: {error}. Give it as one would type it in a shell.") from error
         if not command:
             raise ConfigError('--start is empty: give the command, like --start "llama-server -m model.gguf".')
         return Target("llama_server", command=command, assume_yes=True)

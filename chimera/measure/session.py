@@ -59,10 +59,22 @@ class SessionOutcome:
     `answer_s`, the time to its first text that is not thinking, None where none came."""
 
 
+LARGEST_PROMPT_FILE = 64 << 20
+"""Bytes; more than the longest prompt that can be asked for."""
+
+
 def read_prompt_file(path: str) -> str:
     """The user's own prompt. Raises `ConfigError` naming the file."""
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        file = Path(path)
+        # Another process reads it as well, later: a pipe would be empty then, and a device need not have an end.
+        if file.exists() and not file.is_file():
+            raise ConfigError(f"--prompt-file {path} is not a plain file: save the prompt in one.")
+        if file.stat().st_size > LARGEST_PROMPT_FILE:
+            raise ConfigError(
+                f"--prompt-file {path} is over {LARGEST_PROMPT_FILE >> 20} MiB: no model takes that much."
+            )
+        text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file {path} cannot be read as UTF-8 text: {error}") from error
     if not text.strip():

@@ -127,7 +127,7 @@ def read_sheet(path: Path, format_: Format | None = None, *, output_tokens: int 
     Raises:
         ConfigError: it cannot be read as that; the sentence names file, line and column.
     """
-    text = _text(path)
+    text = text_of(path)
     chosen = format_ or _detected(text)
     if chosen == "csv":
         return _read_csv(path, text)
@@ -138,8 +138,11 @@ def read_sheet(path: Path, format_: Format | None = None, *, output_tokens: int 
     return _read_own(path, text)
 
 
-def _text(path: Path) -> str:
+def text_of(path: Path) -> str:
+    """The text of a file. Raises `ConfigError` naming it: not there, no plain file, too large, empty or no text."""
     try:
+        if path.exists() and not path.is_file():
+            raise ConfigError(f"{_name(path)}: is not a plain file.")
         if not path.is_file():
             raise ConfigError(f"{_name(path)}: there is no such file.")
         if path.stat().st_size > _LARGEST_FILE:

@@ -37,7 +37,7 @@ from chimera.tuning.protocol import HOT_REPEATS
 from chimera.tuning.statistics import drift, rounds_in_order
 from chimera.tuning.verdicts import imported_verdicts
 
-from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind
+from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind, text_of
 from .study import final_verdicts, outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -113,8 +113,10 @@ def model_of(path: Path) -> ModelInfo:
         ConfigError: the file cannot be read or is no such body.
     """
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        body = json.loads(text_of(path))
+    except ConfigError as error:
+        raise ConfigError(f"--model-info {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"--model-info {plain(str(path))}: is not JSON that can be read ({plain(str(error))})."
         ) from error

@@ -73,6 +73,8 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
     Raises `ChimeraError` with the end of its log where it ends at once.
     """
     before = journal.run(run_id)
+    if not journal.is_held(run_id):
+        journal.take_commands(run_id)  # what was asked of an earlier worker is not meant for this one
     log = log_path(run_id)
     private_folder(log.parent)
     command = [*_scope(), sys.executable, "-m", "chimera", "worker", run_id]
@@ -100,11 +102,30 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
             return child
         if ended:
             words = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-3:]
-            raise ChimeraError(
-                f"The worker of run {run_id} ended at once: {' / '.join(words) or 'no word'} (see {log})"
-            )
+            said = f"The worker of run {run_id} ended at once: {' / '.join(words) or 'no word'} (see {log})"
+            if run.state == "queued":
+                journal.set_state(run_id, "failed", said)  # nobody else can know that no worker will come
+            raise ChimeraError(said)
         time.sleep(0.05)
     raise ChimeraError(f"The worker of run {run_id} did not begin within {_START_S:g} s (see {log}).")
+
+
+def disturbed_by(journal: Journal, run: Run) -> Run | None:
+    """Another run that is at work on the same processors or on the same server."""
+    for other in journal.runs(state="running", limit=20):
+        if other.id != run.id and other.target.url == run.target.url:  # none: an engine of ours
+            return other
+    return None
+
+
+def disturbance(other: Run) -> str:
+    """What a run that goes on at the same time does to another, and what to do."""
+    what = "the same server" if other.target.url else "an engine on the same processors"
+    return (
+        f"run {other.id} measures {what} at the same time: they slow each other down (two engines on one machine's "
+        "cores 10 to 15 times), so neither shows what it would alone. Let one end first "
+        f"(`chimera attach {other.id}`) or stop it (`chimera stop {other.id}`)."
+    )
 
 
 def ends_with_login() -> bool:

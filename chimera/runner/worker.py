@@ -36,6 +36,7 @@ from .checkup import Checkup
 from .crews import Arm, Crews, arm_of
 from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
+from .launch import disturbance, disturbed_by
 from .putback import restore
 from .recorder import Gate, ProgressWriter, Recorder
 from .sampler import Sampler
@@ -95,7 +96,6 @@ class Worker:
         """Run it to its end, whichever that is."""
         journal, run = self._journal, self._run
         journal.interrupt(run.id)
-        journal.take_commands(run.id)  # what was asked of an earlier worker is not meant for this one
         loop = asyncio.get_running_loop()
         for name in ("SIGTERM", "SIGINT"):
             with suppress(NotImplementedError):
@@ -156,6 +156,9 @@ class Worker:
         await self._wait_for(run.plan.get("after"))
         journal.set_state(run.id, "running")
         journal.log(run.id, f"worker {os.getpid()} began")
+        if other := disturbed_by(journal, run):
+            journal.log(run.id, disturbance(other), "warn")
+            journal.log(other.id, disturbance(run), "warn")
         self._progress.start()
         backend = open_backend(run.target)
         touched = bool(journal.remembered(run.id))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import time
@@ -27,6 +28,8 @@ MIGRATIONS = Path(__file__).with_name("migrations")
 
 _BUSY_S = 15.0
 """How long a statement waits for another process's write."""
+_LEAST_FREE = 128 << 10
+"""Bytes: a piece of the shared memory and of the write-ahead log."""
 _NETWORK_DISKS = frozenset({"nfs", "nfs4", "cifs", "smbfs", "smb3", "afs", "afpfs", "fuse.sshfs", "lustre"})
 
 
@@ -93,7 +96,8 @@ def _sentence(path: Path | None, message: str) -> str:
         )
     if "readonly" in low:
         return f"{where} cannot be written ({message}). Give yourself write access to the file and its folder."
-    if "disk is full" in low:
+    # SQLite has another word for it where its shared memory cannot grow.
+    if "disk is full" in low or ("disk i/o" in low and _is_full(path)):
         return f"{where} cannot grow: its disk is full. Free some space and try again."
     if "unable to open" in low:
         return f"{where} cannot be opened ({message}). Check that its folder exists and that you may write there."
@@ -105,6 +109,14 @@ def _sentence(path: Path | None, message: str) -> str:
     if "locked" in low or "busy" in low:
         return f"{where} has been locked by another program for over {_BUSY_S:.0f} s. End that program and try again."
     return f"{where} failed: {message}. If this stays so, move it away or set CHIMERA_HOME to another folder."
+
+
+def _is_full(path: Path | None) -> bool:
+    """The journal's disk has no room for what SQLite takes at once."""
+    try:
+        return path is not None and shutil.disk_usage(path.parent).free < _LEAST_FREE
+    except OSError:
+        return False
 
 
 def make_engine(url: URL, *, migrating: bool = False) -> Engine:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import re
 import statistics
 from collections import Counter
@@ -164,6 +163,7 @@ def _trial(trial: Trial, effective: Effective | None, sessions: list[Session], r
         "sessions": len(counted),
         "void_sessions": sum(session.state == "void" for session in sessions),
         **{name: _figure(groups, figure) for name, figure in _FIGURES.items()},
+        "other_s": _figure(groups, _FIGURES["other_s"]) | {"cv": None},  # a rest about 0: its mean says nothing
         "vram_bytes": _vram(shown, effective),
     }
 
@@ -188,7 +188,7 @@ def statistic(values: Sequence[float], unit: str, source: Source = "measured") -
     if not values:
         return {"median": None, "cv": None, "n": 0, "source": "unknown", "unit": unit}
     mean = statistics.fmean(values)
-    cv = statistics.stdev(values) / mean if len(values) > 1 and mean else None
+    cv = statistics.stdev(values) / mean if len(values) > 1 and mean > 0 else None
     return {"median": statistics.median(values), "cv": cv, "n": len(values), "source": source, "unit": unit}
 
 
@@ -207,11 +207,6 @@ def _session(session: Session) -> dict[str, Any]:
 def _measurement(row: Row) -> dict[str, Any]:
     place = {"trial": row.candidate, "session": row.session, "round": row.round, "phase": row.phase}
     return {**place, **asdict(row.measurement), "started_at": iso(row.measurement.started_at)}
-
-
-def export_json(journal: Journal, run: Run) -> str:
-    """The whole document with every request. Characters beyond ASCII are escaped: a terminal may show it."""
-    return json.dumps(document(journal, run, measurements=True), indent=2, allow_nan=False) + "\n"
 
 
 def export_csv(journal: Journal, run: Run) -> str:

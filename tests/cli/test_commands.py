@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from chimera.cli.narrate import progress_line
-from chimera.cli.work import options_from
+from chimera.cli.options import options_from
 from chimera.domain.options import Options
 from chimera.domain.run import Progress
 from chimera.errors import ConfigError
@@ -23,6 +24,12 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
     monkeypatch.delenv("OLLAMA_HOST", raising=False)
+
+
+@pytest.fixture
+def ollama() -> Iterator[ScriptedOllama]:
+    with in_thread(ScriptedOllama(decode_s=0.002)) as server:
+        yield server
 
 
 def chimera(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
@@ -46,6 +53,19 @@ def chimera(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["run", "nonesuch", "--embedded"], "nonesuch"),
         (["run", "--embedded", "--server", "http://127.0.0.1:1"], "exclude each other"),
         (["run", "--embedded", "--prompt-file", "absent.txt"], "absent.txt"),
+        (["run", "--embedded", "--prompt-file", "/dev/zero"], "not a plain file"),
+        (["run", "--embedded", "--prompt-file", "/"], "not a plain file"),
+        (["run", "--start", 'llama-server "a'], '--start llama-server "a: No closing quotation'),
+        (["run", "--start", ""], "--start is empty"),
+        (["sweep", "--embedded", "--seed", "-1"], "--seed"),
+        (["sweep", "--embedded", "--budget", "inf"], "--budget inf"),
+        (["sweep", "--embedded", "--rounds", "100000"], "--rounds"),
+        (["agents", "--embedded", "--agents", "1000000"], "--agents 1000000: takes 1 to 256"),
+        (["agents", "--embedded", "--agents", "0"], "--agents 0"),
+        (["agents", "--embedded", "--think", "inf"], "--think"),
+        (["runs", "import", "/dev/zero"], "/dev/zero"),
+        (["runs", "import", __file__, "--model-info", "/dev/zero"], "--model-info /dev/zero: is not a plain file"),
+        (["runs", "list", "--kind", "bogus"], "--kind bogus: takes run, sweep"),
         (["runs", "show", "zzzz"], "zzzz"),
         (["stop"], "run"),
         (["presets", "show", "0"], "0"),
@@ -58,6 +78,47 @@ def test_what_is_wrong_is_said_in_a_sentence_with_exit_code_2(arguments: list[st
     assert words in done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr
+
+
+def test_a_prompt_file_of_any_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    huge = tmp_path / "huge.txt"
+    with huge.open("wb") as file:
+        file.truncate(1 << 40)
+    done = chimera("run", "--embedded", "--prompt-file", str(huge))
+    assert done.returncode == 2
+    assert "over 64 MiB" in done.stderr
+
+
+def test_the_name_of_a_run_is_in_its_text(ollama: ScriptedOllama) -> None:
+    done = chimera(
+        "run", "--server", ollama.url, "--requests", "1", "--output-tokens", "8", "--yes", "--name", "night 1"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "run night 1; Ctrl-C detaches" in done.stderr
+    assert "· night 1 · done" in done.stdout.splitlines()[0]
+    assert "night 1" in chimera("runs", "list").stdout
+    assert "night 1" in chimera("runs", "show").stdout.splitlines()[0]
+
+
+def test_there_is_one_document_of_a_run_with_agents(ollama: ScriptedOllama) -> None:
+    done = chimera("run", "3", "--server", ollama.url, "--requests", "1", "--output-tokens", "8", "--yes", "--json",
+                   "--measurements")  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [arm["agents"] for arm in told["agents"]["arms"]] == [2]
+    assert json.loads(chimera("runs", "export").stdout) == told
+    assert json.loads(chimera("runs", "show", "--json", "--measurements").stdout) == told
+    assert json.loads(chimera("attach", "--json", "--measurements").stdout) == told
+
+
+def test_the_rest_has_no_coefficient_of_variation(ollama: ScriptedOllama) -> None:
+    done = chimera("run", "--server", ollama.url, "--requests", "3", "--output-tokens", "8", "--yes", "--json")
+    (trial,) = json.loads(done.stdout)["trials"]
+    assert trial["other_s"]["n"] == trial["ttft_s"]["n"] == 3
+    assert trial["ttft_s"]["cv"] is not None
+    assert trial["other_s"]["cv"] is None
+    (rest,) = [line for line in chimera("runs", "show").stdout.splitlines() if line.startswith("rest")]
+    assert "CV" not in rest
 
 
 def test_an_absent_server_is_exit_code_3_and_says_what_was_tried() -> None:
@@ -131,6 +192,38 @@ def test_presets_are_listed_shown_and_checked(tmp_path: Path) -> None:
     assert checked.returncode == 2
     assert "mine.toml:3" in checked.stdout
     assert "num_ctx" in checked.stdout
+
+
+def test_a_broken_preset_that_is_asked_for_is_told_with_file_line_and_field(tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('title = "Mine"\n[options]\nnum_cxt = 4\n')
+    (folder / "other.toml").write_text('title = "Two\n')
+    done = chimera("run", "mine", "--embedded")
+    assert done.returncode == 2
+    assert "mine.toml:3: options.num_cxt" in done.stderr
+    assert "other.toml:1: is not TOML" in done.stderr
+
+
+@pytest.mark.parametrize(("typed", "words"), [("chimera ru", "runs"), ("chimera run --kv", "--kv-cache-type")])
+def test_a_shell_completes_commands_and_options_and_opens_no_ui(typed: str, words: str) -> None:
+    command = Path(sys.executable).with_name("chimera")
+    done = subprocess.run(
+        [command],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={
+            **os.environ,
+            "_CHIMERA_COMPLETE": "complete_bash",
+            "COMP_WORDS": typed,
+            "COMP_CWORD": str(typed.count(" ")),
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout.split()
+    assert "\x1b" not in done.stdout
 
 
 def test_the_version_and_help_are_there() -> None:

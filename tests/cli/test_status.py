@@ -102,14 +102,14 @@ def test_watch_gives_a_json_document_a_line(ollama: ScriptedOllama) -> None:
 )
 def test_what_is_missing_gives_its_reason(scenario: str, words: str) -> None:
     done = chimera("status", "--server", absent_url(), env=nvml_env(scenario))
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 3, done.stderr
     assert words in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
 
 
 def test_without_a_driver_or_a_server_it_says_both_and_still_tells_the_host() -> None:
     done = chimera("status", "--server", absent_url(), env=no_driver_env())
-    assert done.returncode == 0
+    assert done.returncode == 3, "the server that was asked for is not there"
     assert "No model server was found" in done.stdout
     assert "No NVIDIA driver" in done.stdout
     assert "host    CPU" in done.stdout

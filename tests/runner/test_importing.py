@@ -26,7 +26,7 @@ from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 from chimera.runner.importing import Imported, Knowledge, import_file, model_of
 from chimera.runner.study import final_verdicts, outcomes, plan_of
-from chimera.store.document import export_csv, export_json
+from chimera.store.document import document, export_csv
 from chimera.store.journal import Journal
 from chimera.tuning.plan import Failure, Outcome, Plan
 from chimera.tuning.protocol import Round, next_sessions
@@ -138,7 +138,10 @@ def _requests(session: Session, gain: float, at: float, spoilt: bool) -> list[Me
 
 def _again(journal: Journal, run: Run, tmp_path: Path, form: str) -> Imported:
     path = tmp_path / f"export.{form}"
-    path.write_text(export_json(journal, run) if form == "json" else export_csv(journal, run), encoding="utf-8")
+    path.write_text(
+        json.dumps(document(journal, run, measurements=True)) if form == "json" else export_csv(journal, run),
+        encoding="utf-8",
+    )
     return import_file(journal, path)
 
 
@@ -216,7 +219,7 @@ def test_an_imported_document_is_a_run_of_kind_import_with_everything_in_it(jour
 def test_an_import_exported_and_imported_again_keeps_its_verdicts(journal: Journal, tmp_path: Path) -> None:
     first = import_file(journal, _csv(tmp_path, _rounds({10: 50.0, 60: 100.0, 80: 100.0})), known=GEMMA).run
     path = tmp_path / "again.json"
-    path.write_text(export_json(journal, first), encoding="utf-8")
+    path.write_text(json.dumps(document(journal, first, measurements=True)), encoding="utf-8")
     second = import_file(journal, path).run
     assert journal.verdicts(second.id) == journal.verdicts(first.id)
     assert journal.verdicts(first.id)
@@ -679,10 +682,10 @@ def test_a_changed_document_is_refused_and_leaves_no_run(
     journal: Journal, tmp_path: Path, change: Callable[[dict[str, object]], object], words: str
 ) -> None:
     run = _sweep(journal, gains={"c1": 0.05}, preflight=0, confirm=False, screen_rounds=3)
-    document = json.loads(export_json(journal, run))
-    change(document)
+    told = document(journal, run, measurements=True)
+    change(told)
     path = tmp_path / "changed.json"
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(json.dumps(told), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"changed\.json") as caught:
         import_file(journal, path)
     assert words in str(caught.value)
@@ -691,10 +694,10 @@ def test_a_changed_document_is_refused_and_leaves_no_run(
 
 def test_a_document_of_before_sessions_were_exported_still_has_its_verdicts(journal: Journal, tmp_path: Path) -> None:
     run = _sweep(journal, gains={"c1": 0.05, "c2": 0.0}, preflight=0, confirm=False, screen_rounds=6)
-    document = json.loads(export_json(journal, run))
-    del document["sessions"]
+    told = document(journal, run, measurements=True)
+    del told["sessions"]
     path = tmp_path / "older.json"
-    path.write_text(json.dumps(document), encoding="utf-8")
+    path.write_text(json.dumps(told), encoding="utf-8")
     after = {(row.candidate, row.metric): row.verdict for row in journal.verdicts(import_file(journal, path).run.id)}
     for row in journal.verdicts(run.id):
         if row.metric != "vram_bytes":

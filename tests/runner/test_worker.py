@@ -19,6 +19,8 @@ import pytest
 from chimera.domain.options import Options
 from chimera.domain.run import Target
 from chimera.domain.workload import Workload
+from chimera.errors import ChimeraError
+from chimera.runner import launch
 from chimera.runner.launch import create_run, start_worker
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
@@ -182,6 +184,60 @@ def test_a_queued_run_waits_for_the_one_before_it(journal: Journal) -> None:
         assert ended is not None
         assert began is not None
         assert ended <= began
+
+
+def test_what_is_asked_of_a_worker_that_still_starts_is_done(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = subprocess.Popen
+
+    def asked_at_once(*arguments: Any, **how: Any) -> subprocess.Popen[bytes]:
+        child = spawn(*arguments, **how)
+        journal.send(run.id, "pause")
+        return child
+
+    with in_thread(ScriptedOllama(decode_s=0.02)) as server:
+        target = Target("ollama", url=server.url, assume_yes=True)
+        run = create_run(journal, target, Options(), Workload(requests=40, output_tokens=10, prompt_tokens=8))
+        journal.send(run.id, "stop")  # of an earlier worker: it is not meant for this one
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", asked_at_once)
+            start_worker(journal, run.id)
+        wait_until(lambda: journal.run(run.id).state == "paused", 20)
+        resumed = chimera("resume", run.id, "--json")
+        assert facts_of(resumed) == {"schema_version": 1, "run": {"id": run.id, "state": "running"}}
+        wait_until(lambda: journal.run(run.id).state == "running", 10)
+        journal.send(run.id, "stop")
+
+
+def test_a_worker_that_dies_before_it_takes_up_its_run_leaves_it_failed(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = create_run(journal, EMBEDDED, Options(), Workload())
+    monkeypatch.setattr(launch, "_scope", lambda: ["sh", "-c", "kill -9 $$"])
+    with pytest.raises(ChimeraError, match="ended at once"):
+        start_worker(journal, run.id)
+    left = journal.run(run.id)
+    assert left.state == "failed", "not queued: nobody will come"
+    assert left.error is not None
+    assert "ended at once" in left.error
+
+
+def test_runs_that_disturb_each_other_are_told_so(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.02)) as server, in_thread(ScriptedOllama(decode_s=0.02)) as apart:
+        small = Workload(requests=2000, output_tokens=10, prompt_tokens=8)
+        runs = []
+        for url in (server.url, apart.url):
+            runs.append(create_run(journal, Target("ollama", url=url, assume_yes=True), Options(), small))
+            start_worker(journal, runs[-1].id)
+            wait_until(lambda: journal.run(runs[-1].id).state == "running", 20)
+        words = [[event.text for event in journal.events(run.id) if event.level == "warn"] for run in runs]
+        assert words == [[], []], "each has a server of its own"
+        third = chimera("run", "--server", server.url, "--requests", "1", "--output-tokens", "8", "--detach")
+        assert f"run {runs[0].id} measures the same server at the same time" in third.stderr
+        assert f"chimera stop {runs[0].id}" in third.stderr
+        newest = journal.run("last").id
+        wait_until(lambda: any(newest in event.text for event in journal.events(runs[0].id)), 20)
+        assert not any(newest in event.text for event in journal.events(runs[1].id))
+        assert any(runs[0].id in event.text for event in journal.events(newest))
 
 
 def test_a_server_of_the_users_is_not_reloaded_without_a_yes(journal: Journal) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
@@ -231,6 +232,21 @@ def test_a_disk_without_shared_memory_is_refused(place: Path) -> None:
     # SQLite's own driver for disks that cannot share memory between processes: it refuses the write-ahead log.
     with pytest.raises(JournalError, match=r"local disk: set CHIMERA_HOME"):
         Journal.open(f"sqlite:///file:{place}/chimera.db?vfs=unix-dotfile&uri=true")
+
+
+def test_a_full_disk_is_not_called_a_remote_one(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        # SQLite's words where the index of its write-ahead log cannot grow.
+        with database.explained(place / "chimera.db"):
+            raise sqlite3.OperationalError("disk I/O error")
+
+    place.mkdir(parents=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=4096))
+    with pytest.raises(JournalError, match="its disk is full"):
+        refuse()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 30))
+    with pytest.raises(JournalError, match="needs a local disk"):
+        refuse()
 
 
 def test_a_network_disk_is_refused_before_anything_is_made(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

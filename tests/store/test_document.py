@@ -16,7 +16,7 @@ from chimera.domain.options import Options
 from chimera.domain.run import Run, Session
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.verdict import Verdict
-from chimera.store.document import CSV_COLUMNS, document, export_benchstat, export_csv, export_json
+from chimera.store.document import CSV_COLUMNS, document, export_benchstat, export_csv
 from chimera.store.journal import Journal
 
 from .samples import FULL, new_run, request, whole_session
@@ -130,7 +130,7 @@ def test_vram_is_the_sessions_peak_or_what_the_server_allocated(journal: Journal
 def test_the_json_export_holds_every_field_of_every_request(journal: Journal, run: Run) -> None:
     journal.begin_session(run.id, Session(9, "c1", round=4, phase="confirm"))
     journal.add_measurement(run.id, 9, FULL)
-    found = numbers(export_json(journal, run))
+    found = numbers(json.dumps(document(journal, run, measurements=True)))
     assert len(found["measurements"]) == 27
     last = found["measurements"][-1]
     assert (last["trial"], last["session"], last["round"], last["phase"]) == ("c1", 9, 4, "confirm")
@@ -146,7 +146,7 @@ def test_the_json_export_holds_every_field_of_every_request(journal: Journal, ru
 
 
 def test_each_figure_of_the_document_can_be_computed_from_the_export(journal: Journal, run: Run) -> None:
-    found = numbers(export_json(journal, run))
+    found = numbers(json.dumps(document(journal, run, measurements=True)))
     for trial in found["trials"]:
         sessions: dict[int, list[float]] = {}
         for one in found["measurements"]:
@@ -188,7 +188,7 @@ def test_the_benchstat_export_holds_the_valid_requests_only(journal: Journal, ru
 
 def test_a_run_without_anything_measured_still_has_a_document(journal: Journal) -> None:
     run = new_run(journal, trials=[])
-    found = numbers(export_json(journal, run))
+    found = numbers(json.dumps(document(journal, run, measurements=True)))
     assert found["counts"] == {"valid": 0, "void": 0, "cold": 0, "interrupted": 0, "warmup": 0}
     assert (found["trials"], found["run"]["server"], found["run"]["started_at"]) == ([], None, None)
     assert len(export_csv(journal, run).splitlines()) == 1
