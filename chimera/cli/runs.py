@@ -123,12 +123,11 @@ def export(
     journal = Journal.open()
     try:
         found = journal.run(ref)
-        write = {
-            Format.JSON: document.export_json,
-            Format.CSV: document.export_csv,
-            Format.BENCHSTAT: document.export_benchstat,
-        }[format_]
-        text = write(journal, found)
+        if format_ is Format.JSON:
+            text = document.as_json(facts_of(journal, found, measurements=True))
+        else:
+            write = {Format.CSV: document.export_csv, Format.BENCHSTAT: document.export_benchstat}[format_]
+            text = write(journal, found)
     finally:
         journal.close()
     if output is None:

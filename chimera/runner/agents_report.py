@@ -10,11 +10,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.run import Run, Session
 from chimera.domain.verdict import RATES, Metric, Verdict
-from chimera.tuning.concurrency import AgentFigures, Figures, Load, efficiency, figures, knee, speedup
+from chimera.tuning.concurrency import AgentFigures, Figures, Load, efficiency, figures, knee, speedup, worth_it
 from chimera.tuning.plan import by_round
 from chimera.tuning.statistics import judge, paired, t_quantile
 from chimera.tuning.verdicts import CHOOSING
@@ -187,12 +188,19 @@ def _digest(run: Run, rows: Sequence[Verdict], sessions: Mapping[str, Rounds]) -
     if saturates:
         found = knee(loads := _loads(sessions, run))
         if found is not None:
-            lines.append(
-                f"The knee is at {found} agent{'s' if found > 1 else ''}: more add less than a tenth a doubling."
-            )
+            lines.append(f"The knee is at {found} agent{'s' if found > 1 else ''}: {_beyond(loads, found)}")
         elif len(loads) > 1:
             lines.append(f"No knee up to {loads[-1].agents} agents: the rate still rises.")
     return lines
+
+
+def _beyond(loads: Sequence[Load], found: int) -> str:
+    """What more agents than at the knee add, as far as these rounds can tell."""
+    here, after = next((one, other) for one, other in pairwise(loads) if one.agents == found)
+    if after.high <= here.aggregate_tok_s * worth_it(here, after):
+        return "more add less than a tenth a doubling."
+    reach = f", up to {after.high:.3g} tok/s" if math.isfinite(after.high) else ""
+    return f"that {after.agents} add a tenth a doubling is not shown, and not ruled out{reach}: more rounds would tell."
 
 
 def _worth(metric: Metric, mine: Mapping[Metric, Verdict]) -> bool:

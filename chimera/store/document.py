@@ -13,7 +13,7 @@ import json
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -201,8 +201,13 @@ def _measurement(row: Row) -> dict[str, Any]:
 
 
 def export_json(journal: Journal, run: Run) -> str:
-    """The whole document with every request. Characters beyond ASCII are escaped: a terminal may show it."""
-    return json.dumps(document(journal, run, measurements=True), indent=2, allow_nan=False) + "\n"
+    """The whole document with every request."""
+    return as_json(document(journal, run, measurements=True))
+
+
+def as_json(facts: Mapping[str, Any]) -> str:
+    """A document as a file. Characters beyond ASCII are escaped: a terminal may show it."""
+    return json.dumps(facts, indent=2, allow_nan=False) + "\n"
 
 
 def export_csv(journal: Journal, run: Run) -> str:

@@ -208,15 +208,23 @@ class Load:
     ttft_p95_s: float | None
 
 
-def knee(loads: Sequence[Load], gain: float = 0.1) -> int | None:
-    """Number of agents from which more add less than `gain` for each doubling, the intervals taken into account.
+GAIN = 0.1
+"""More agents pay where they add at least this part for each doubling."""
 
-    The first load whose successor's interval does not lie above `1 + gain` a doubling times it; None where the rate
+
+def worth_it(load: Load, after: Load) -> float:
+    """Factor of the rate from which more agents pay."""
+    return float((1 + GAIN) ** math.log2(after.agents / load.agents))
+
+
+def knee(loads: Sequence[Load]) -> int | None:
+    """Number of agents from which more add less than `GAIN` for each doubling, the intervals taken into account.
+
+    The first load whose successor's interval does not lie above `1 + GAIN` a doubling times it; None where the rate
     still rises at the end, or fewer than two loads are known.
     """
     ordered = sorted(loads, key=lambda load: load.agents)
     for load, after in pairwise(ordered):
-        doublings = math.log2(after.agents / load.agents)
-        if after.low <= load.aggregate_tok_s * (1 + gain) ** doublings:
+        if after.low <= load.aggregate_tok_s * worth_it(load, after):
             return load.agents
     return None
