@@ -34,7 +34,7 @@ class ArmsPanel(Panel):
 * **guide's**: efficiency by the guide's own formula, to compare old reports; it is near 100 % whenever agents overlap.
 
 Saturation: a bar reaches to the mean rate, `·` to the end of its 95 % interval. From the **knee** on more agents add
-less than a tenth for each doubling.
+less than a tenth for each doubling; **knee?**: from there on gains are no longer seen, and not ruled out.
 """
 
     def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
@@ -116,12 +116,13 @@ def _saturation(facts: Facts, width: int) -> list[Row]:
     slowest = max(load["ttft_p95_s"] or 0.0 for load in loads)
     bar = max((width - 45) * 3 // 5, 4)
     late = max(width - 45 - bar, 3)
+    mark = " knee" if facts["knee_shown"] else " knee?"
     head = Line(width).add("agents", "muted", 8).add("tok/s", "muted", 6, "right").gap(2)
     head.add("95 % interval", "muted", 16).add("throughput", "muted", bar).gap(2)
     rows = [head.add("TTFT p95", "muted", 8, "right").gap(2).row()]
     for load in loads:
         knee = load["agents"] == facts["knee"]
-        line = Line(width).add(f"{load['agents']}{' knee' if knee else ''}", "accent" if knee else "strong", 8)
+        line = Line(width).add(f"{load['agents']}{mark if knee else ''}", "accent" if knee else "strong", 8)
         line.add(format.rate(load["aggregate_tok_s"]), "text", 6, "right").gap(2)
         high = "unknown" if load["high"] is None else format.rate(load["high"])
         line.add(f"{format.rate(load['low'])} to {high}", "muted", 16)

@@ -293,12 +293,14 @@ def test_saturation_finds_the_knee_at_the_number_of_slots(journal: Journal, caps
 
 
 def test_a_knee_that_the_noise_hides_is_not_called_one() -> None:
-    sure = [Load(1, 40.0, 39.0, 41.0, None), Load(2, 41.0, 40.0, 42.0, None)]
-    assert _beyond(sure, 1) == "more add less than a tenth a doubling."
-    unsure = [sure[0], Load(2, 50.0, 35.0, 71.0, None)]
+    one = Load(1, 40.0, 39.0, 41.0, None)
+    assert _beyond([one, Load(2, 41.0, 40.0, 42.0, None, (0.99, 1.05))], 1) == "more add less than a tenth a doubling."
+    # The rates' own intervals lie apart, and the rounds that both have still tell nothing.
+    unsure = [one, Load(2, 35.0, 34.0, 36.0, None, (0.23, 2.75))]
     assert knee(unsure) == 1, "it is where gains are no longer shown"
-    assert "not shown, and not ruled out, up to 71 tok/s" in _beyond(unsure, 1)
-    assert "not ruled out: more rounds" in _beyond([sure[0], Load(2, 50.0, 0.0, math.inf, None)], 1)
+    assert _beyond(unsure, 1).startswith("whether 2 add a tenth a doubling is left open (-77 % to +175 %)")
+    assert knee([one, Load(2, 42.0, 30.0, 60.0, None, (1.2, 1.4))]) is None, "paired rounds show it all the same"
+    assert "left open:" in _beyond([one, Load(2, 50.0, 0.0, math.inf, None)], 1)
 
 
 @pytest.fixture

@@ -86,6 +86,12 @@ def test_one_agents_failures_are_counted_and_the_others_figures_stand() -> None:
     assert found.fairness == pytest.approx(1 / 3)
 
 
+def test_a_wait_with_a_slot_for_each_agent_is_not_for_a_slot() -> None:
+    rows = [replace(row, queue_s=0.2) for row in played(4, 4, 3)]
+    deferred = {slots: found.deferred for slots in (None, 2, 4, 8) if (found := figures(rows, {0: slots}))}
+    assert deferred == {None: 12, 2: 12, 4: 0, 8: 0}
+
+
 def test_a_session_without_an_answer_has_no_figures() -> None:
     rows = [replace(row, void_reason="error") for row in played(2, 2, 2)]
     assert figures(rows) is None

@@ -30,6 +30,7 @@ FACTS: dict[str, Any] = {
     "arms": [arm(0, 1, 40.0), arm(1, 2, 72.0), arm(2, 4, 80.0, failures={"timeout": 2, "refused": 1}), arm(3, 8, 81.0)],
     "saturation": [load(1, 40.0, 42.0), load(2, 72.0, 74.0), load(4, 80.0, 82.0), load(8, 81.0, None)],
     "knee": 4,
+    "knee_shown": True,
     "digest": ["4 agents against one agent: throughput better (+100 %).", "The knee is at 4 agents: enough."],
     "guide_formula": "The guide's formula divides the agents' own times.",
 }
@@ -64,6 +65,10 @@ async def test_arms_saturation_verdicts_and_the_guides_formula_stand_there(size:
     assert "79.0 to unknown" in text
     assert "The knee is at 4 agents: enough." in text
     assert "The guide's formula divides the agents' own times." in text
+
+
+async def test_a_knee_that_is_not_shown_has_a_question_mark() -> None:
+    assert any(row.startswith("4 knee?") for row in await shown({**FACTS, "knee_shown": False}, (80, 20)))
 
 
 async def test_what_was_not_measured_has_no_column() -> None:
