@@ -335,7 +335,7 @@ class Crews:
         for url in sorted(self._used - set(where)):
             await self._by_url[url].restore(self._remembered.get(url, {}))
         self._used = {url for url in where if self._by_url[url] is not self._backend}
-        return Crew(tuple(servers), arm.options(options), tuple(lanes[: arm.agents]), self._settle)
+        return Crew(tuple(servers), arm.options(options), tuple(lanes[: arm.agents]), self._settle, self._free)
 
     async def _settle(self) -> float:
         return await settle(self._free)

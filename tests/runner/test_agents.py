@@ -31,7 +31,7 @@ from chimera.domain.options import Options
 from chimera.domain.run import Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
-from chimera.errors import ConfigError
+from chimera.errors import ConfigError, OutOfMemory
 from chimera.measure.agents import Crew, run_crew
 from chimera.measure.live import LiveRequest
 from chimera.measure.request import Timed
@@ -186,6 +186,30 @@ async def test_two_instances_serve_an_agent_each_without_a_queue() -> None:
     assert found.fairness == pytest.approx((1 + 2) ** 2 / (2 * (1 + 4)), rel=0.02), "one server is twice as fast"
     assert [one["url"] for one in outcome.facts["instances"]] == [first.url, second.url]
     assert outcome.facts["vram_bytes"] == sum(one["vram_bytes"] for one in outcome.facts["instances"])
+
+
+async def test_a_further_instance_is_not_loaded_where_the_first_one_left_too_little_memory() -> None:
+    async def run(first: ScriptedOllama, second: ScriptedOllama, free: float) -> None:
+        backends = (Ollama(first.url), Ollama(second.url))
+        for backend in backends:
+            await backend.connect()
+        crew = Crew(backends, (Options(),), (LiveRequest(), LiveRequest()), free=lambda: free)
+        prompts = [PromptSource(one, work(1), SEED) for one in backends]
+        try:
+            await run_crew(crew, work(1), prompts, Silent(), seed=SEED, round_=1)
+        finally:
+            for backend in backends:
+                await backend.close()
+
+    with in_thread(ScriptedOllama()) as first, in_thread(ScriptedOllama()) as second:
+        _, took = second.memory(MODEL, Options(num_ctx=4096, num_gpu=MODEL.block_count + 1))
+        with pytest.raises(OutOfMemory, match=r"the first instance took 0\.5 GiB"):
+            await run(first, second, 1.05 * took)
+        assert not second.loads, "it was left alone"
+        await run(first, second, 1.15 * took)
+        assert len(second.loads) == 1
+        await run(first, second, 0.15 * took)
+        assert second.generated == 4, "what it holds already is its own again"
 
 
 async def test_agents_may_ask_for_different_options() -> None:
