@@ -31,7 +31,7 @@ async def painted(app: QuietApp, pilot: Pilot[None], wanted: str) -> str:
 async def test_a_run_with_agents_shows_a_lane_each_and_their_rate_together(size: tuple[int, int]) -> None:
     app = QuietApp()
     async with app.run_test(size=size) as pilot:
-        told = update(first=True, rows=2)
+        told = update(first=True, rows=8)
         assert told.progress is not None
         lanes = (Lane(0, "decoding", 20, 33.0, 0.4), Lane(1, "queued"))
         progress = replace(told.progress, stage="measuring", rate=33.0, lanes=lanes)
