@@ -38,6 +38,7 @@ from chimera.measure.request import Timed
 from chimera.measure.session import PromptSource, SessionOutcome, SessionStage
 from chimera.model.shape import from_show
 from chimera.runner.agents_report import _beyond, report
+from chimera.runner.applying import choose
 from chimera.runner.crews import create_agents_run
 from chimera.runner.launch import start_worker
 from chimera.runner.planning import Survey
@@ -309,6 +310,9 @@ def test_saturation_finds_the_knee_at_the_number_of_slots(journal: Journal, caps
     assert found["digest"][-1] == "The knee is at 2 agents: more add less than a tenth a doubling."
     assert "throughput better (+" in found["digest"][0]
     assert "worst TTFT worse (+" in found["digest"][1]
+    best = choose(journal, ended)
+    assert best.keep_default
+    assert "nothing to apply" in best.words, "a number of agents is no setting"
     json.dumps(found, allow_nan=False)
     emit_agents(found)
     shown = capsys.readouterr().out
