@@ -111,7 +111,8 @@ def figures(measurements: Sequence[Measurement], slots: Mapping[int, int | None]
     scarce = {one for one, agents in users.items() if agents > ((slots or {}).get(one) or 0)}
     waited = [(one.queue_s, one.ttft_s) for one in valid if one.queue_s is not None and one.ttft_s]
     rates = [agent.decode_tok_s for agent in agents if agent.decode_tok_s is not None]
-    busy = sum(agent.completion_s for agent in agents)
+    # Time in which an agent waited for an answer that never came is no work, by no formula.
+    busy = sum(min(agent.completion_s, wall) for agent in agents if agent.requests)
     return Figures(
         agents=agents,
         wall_s=wall,
