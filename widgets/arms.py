@@ -54,16 +54,19 @@ less than a tenth for each doubling; **knee?**: from there on gains are no longe
         rows = _arms(self._facts["arms"], width)
         if self._facts["saturation"]:
             rows += [(), *_saturation(self._facts, width)]
-        said: list[Row] = []
-        for sentence in self._facts["digest"]:
-            said += [Line(width).add(line).row() for line in wrap(sentence, width)]
         guide = [Line(width).add(line, "muted").row() for line in wrap(self._facts["guide_formula"], width)]
-        rows += [(), *said] if said else []
-        # Where little room is left the blank lines go first.
-        if len(rows) + 1 + len(guide) > height:
-            rows = [row for row in rows if row]
-        else:
-            rows.append(())
+        said = list(self._facts["digest"])
+        if self._facts["saturation"] and said:
+            said = [said[-1], *said[:-1]]  # the knee first
+        sentences = [[Line(width).add(line).row() for line in wrap(one, width)] for one in said]
+        # Where little room is left the blank lines go first, then whole sentences from the end.
+        if len(rows) + 2 + sum(len(one) for one in sentences) + len(guide) <= height:
+            return [*rows, (), *(row for one in sentences for row in one), (), *guide]
+        rows = [row for row in rows if row]
+        for one in sentences:
+            if len(rows) + len(one) + len(guide) > height:
+                break
+            rows += one
         return rows[: max(height - len(guide), 0)] + guide
 
 

@@ -71,6 +71,15 @@ async def test_a_knee_that_is_not_shown_has_a_question_mark() -> None:
     assert any(row.startswith("4 knee?") for row in await shown({**FACTS, "knee_shown": False}, (80, 20)))
 
 
+async def test_where_room_is_short_the_knee_stands_and_no_sentence_is_cut() -> None:
+    verdicts = [f"{number} agents against one agent: throughput {'better, ' * 12}and the end." for number in (2, 4, 8)]
+    rows = await shown({**FACTS, "digest": [*verdicts, "The knee is at 4 agents: enough."]}, (80, 18))
+    text = " ".join(rows)
+    assert "The knee is at 4 agents: enough." in text
+    assert "The guide's formula divides" in text
+    assert 1 <= text.count("agents against one agent") == text.count("and the end.") < 3
+
+
 async def test_what_was_not_measured_has_no_column() -> None:
     assert "VRAM" not in (await shown(FACTS, (200, 40)))[0]
     held = {**FACTS, "arms": [arm(0, 1, 40.0, vram_bytes=3 * 2**30)]}
