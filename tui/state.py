@@ -178,7 +178,12 @@ class LiveState:
         return None if value is None or self.seen is None else (value, self.seen.via)
 
     def rates(self) -> list[float]:
-        """Decode rates of the followed run's valid measurements, the server's clock where it tells."""
+        """Decode rates of the followed run's valid measurements, the server's clock where it tells.
+
+        None while several agents are at work: theirs are each for itself, the rate that is shown is of all together.
+        """
+        if self.progress is not None and len(self.progress.lanes) > 1:
+            return []
         return [one.rate for one in self.measurements if one.valid and one.rate is not None]
 
     def counts(self) -> tuple[int, int, Counter[str]]:

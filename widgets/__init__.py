@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .alerts import AlertsPanel
+    from .arms import ArmsPanel
     from .chart import Guide, TimeChart, zoom
     from .findings import FindingsPanel
     from .gpu import GpuPanel
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AlertsPanel",
+    "ArmsPanel",
     "EventLog",
     "FindingsPanel",
     "GpuPanel",
@@ -44,6 +46,7 @@ __all__ = [
 
 _WHERE = {
     "AlertsPanel": "alerts",
+    "ArmsPanel": "arms",
     "EventLog": "log",
     "FindingsPanel": "findings",
     "GpuPanel": "gpu",

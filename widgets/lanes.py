@@ -20,6 +20,10 @@ STATES: dict[str, tuple[str, Tone]] = {
     "done": ("done", "good"),
 }
 _BAR = 12
+_CELL = 12
+"""Cells that a lane needs which shares its row with others."""
+_MOST = 18
+"""Cells that it gets at most."""
 
 
 class LanesPanel(Panel):
@@ -36,7 +40,7 @@ A lane for each agent of the run:
 * **prefill**: its prompt is read. **decoding**: tokens come. **done**: answered.
 
 The rate is its own over the last second, on **our** clock; the bar shows its answer. The chart has all
-of them together.
+of them together. Where there are more agents than rows several share one, with the rate of those that decode.
 """
 
     def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
@@ -51,15 +55,33 @@ of them together.
             self.redraw()
 
     def build(self, width: int, height: int) -> list[Row]:
-        """A heading where there is room, then the lanes; those that do not fit are counted."""
+        """A heading where there is room, then the lanes, several a row if need be; what does not fit is counted."""
         if not self._lanes:
             return [Line(width).add("No agents at work", "muted").row()]
+        if len(self._lanes) > height and (columns := width // _CELL) > 1:
+            return self._grid(width, height, columns)
         shown = self._lanes if len(self._lanes) <= height else self._lanes[: max(height - 1, 1)]
         rows = [self._head(width)] if height > len(shown) and len(shown) == len(self._lanes) else []
         rows += [self._lane(lane, width) for lane in shown]
         if left := len(self._lanes) - len(shown):
             rows.append(Line(width).add(f"and {left} more", "muted").row())
         return rows
+
+    def _grid(self, width: int, height: int, columns: int) -> list[Row]:
+        """The lanes column by column, each in a few cells."""
+        rows = min(height, -(-len(self._lanes) // columns))
+        shown = self._lanes if len(self._lanes) <= rows * columns else self._lanes[: rows * columns - 1]
+        lines = [Line(width) for _ in range(rows)]
+        cell = width // -(-len(self._lanes) // rows) if shown is self._lanes else width // columns
+        for number, lane in enumerate(shown):
+            word, tone = STATES[lane.state]
+            if lane.state == "decoding" and lane.rate is not None:
+                word = f"{format.rate(lane.rate)} t/s"
+            line = lines[number % rows].add(str(lane.agent + 1), "strong", 2, "right").gap(1)
+            line.add(word, tone, min(cell, _MOST) - 3)
+        if left := len(self._lanes) - len(shown):
+            lines[-1].add(f"+{left} more", "muted")
+        return [line.row() for line in lines]
 
     def _head(self, width: int) -> Row:
         line = Line(width).add("#", "muted", 3, "right").gap(1).add("state", "muted", 9)

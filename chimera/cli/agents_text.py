@@ -66,6 +66,7 @@ def _emit_each(arms: list[dict[str, Any]]) -> None:
 def _emit_saturation(report: dict[str, Any]) -> None:
     """Rate and latency against concurrency, with a bar each; `·` reaches to the end of the interval."""
     loads = report["saturation"]
+    mark = f" <- knee{'' if report['knee_shown'] else '?'}"
     most = max(load["high"] or load["aggregate_tok_s"] for load in loads)
     slowest = max((load["ttft_p95_s"] or 0.0 for load in loads), default=0.0)
     emit()
@@ -73,7 +74,7 @@ def _emit_saturation(report: dict[str, Any]) -> None:
         ["agents", "tok/s", "95 % interval", "throughput".ljust(WIDTH), "TTFT p95", "latency".ljust(WIDTH // 2)],
         [
             (
-                f"{load['agents']}{' <- knee' if load['agents'] == report['knee'] else ''}",
+                f"{load['agents']}{mark if load['agents'] == report['knee'] else ''}",
                 _fixed(load["aggregate_tok_s"], 1),
                 f"{_fixed(load['low'], 1)} to {_fixed(load['high'], 1) or 'unknown'}",
                 _bar(load["aggregate_tok_s"], load["high"], most, WIDTH),

@@ -14,14 +14,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from chimera.backends.base import Backend, GenerateRequest
+from chimera.backends.ollama_child import is_local
 from chimera.domain.measurement import Measurement, Role
 from chimera.domain.options import Options
+from chimera.domain.server import Effective
 from chimera.domain.workload import Workload
+from chimera.errors import OutOfMemory
 
 from .live import LiveRequest
 from .prompts import Prompt
 from .request import Timed, measure
 from .session import FAILURES_IN_A_ROW, HOPELESS, Observer, PromptSource, SessionOutcome, void_of
+
+FITS = 1.1
+"""A further instance needs so many times what the first one took: a load takes more for a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +42,8 @@ class Crew:
     """Where each agent shows how far it has got; as many as there are agents."""
     settle: Callable[[], Awaitable[float]] | None = None
     """Waits between two loads until GPU memory stands still; returns the seconds that it took."""
+    free: Callable[[], float | None] | None = None
+    """Free bytes of GPU memory on this host; None where nobody can tell."""
 
     def instance_of(self, agent: int) -> int:
         """The server that an agent uses."""
@@ -138,10 +146,12 @@ async def _load(crew: Crew, observer: Observer) -> dict[str, Any]:
         lane.state = "loading"
     began = time.perf_counter()
     settled = 0.0
-    loaded = []
+    loaded: list[Effective] = []
     for number, backend in enumerate(crew.instances):
         if number and crew.settle is not None:
             settled += await crew.settle()
+        if number:
+            await _must_fit(crew, number, loaded[0])
         # One after the other: two loads at once race for the same memory, and both can lose.
         effective = await backend.load(crew.options_of(number))
         loaded.append(effective)
@@ -163,6 +173,28 @@ async def _load(crew: Crew, observer: Observer) -> dict[str, Any]:
     if None not in held:
         facts["vram_bytes"] = sum(value or 0 for value in held)
     return facts
+
+
+async def _must_fit(crew: Crew, number: int, first: Effective) -> None:
+    """Refuse to load a further instance where it would not find the memory that the first one took.
+
+    A server that picks its layers itself would put what does not fit on the CPU without a word, and the figures would
+    be those of another configuration. An engine of our own has fixed layers, and says itself that it failed.
+    """
+    backend, took = crew.instances[number], first.vram_bytes
+    if crew.free is None or not took or backend.owned or not is_local(backend.url or ""):
+        return
+    if crew.options_of(number).load != crew.options_of(0).load:
+        return
+    free = await asyncio.to_thread(crew.free)
+    if free is None:
+        return
+    free += (await backend.effective()).vram_bytes or 0  # what it holds now is free for its own next load
+    if free < FITS * took:
+        raise OutOfMemory(
+            f"{backend.url} is not loaded: {free / 2**30:.1f} GiB of GPU memory are free for it, and the first "
+            f"instance took {took / 2**30:.1f} GiB. Use fewer layers, a smaller context, or slots instead."
+        )
 
 
 async def _together(work: Iterable[Coroutine[Any, Any, object]]) -> None:

@@ -10,11 +10,12 @@ import statistics
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, fields
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.run import Run, Session
 from chimera.domain.verdict import RATES, Metric, Verdict
-from chimera.tuning.concurrency import AgentFigures, Figures, Load, efficiency, figures, knee, speedup
+from chimera.tuning.concurrency import AgentFigures, Figures, Load, efficiency, figures, knee, pays, speedup
 from chimera.tuning.plan import by_round
 from chimera.tuning.statistics import judge, paired, t_quantile
 from chimera.tuning.verdicts import CHOOSING
@@ -49,8 +50,9 @@ def report(journal: Journal, run: Run) -> dict[str, Any] | None:
         "arms": [_arm(run, candidate, by_round, solo) for candidate, by_round in sorted(sessions.items())],
         "verdicts": [asdict(row) for row in rows],
         "digest": _digest(run, rows, sessions),
-        "saturation": [{**asdict(one), "high": one.high if math.isfinite(one.high) else None} for one in loads],
+        "saturation": [_point(one) for one in loads],
         "knee": knee(loads),
+        "knee_shown": _knee_shown(loads),
         "guide_formula": GUIDE_WORDS,
     }
 
@@ -67,7 +69,9 @@ def _sessions(journal: Journal, run: Run) -> dict[str, Rounds]:
         rows.setdefault(row.session, []).append(row.measurement)
     sessions: dict[str, Rounds] = {}
     for session in journal.sessions(run.id):
-        found = figures(rows.get(session.seq, []))
+        instances = session.facts.get("instances", ())
+        slots = {number: one.get("num_parallel") for number, one in enumerate(instances)}
+        found = figures(rows.get(session.seq, []), slots)
         if session.state == "done" and found is not None:
             sessions.setdefault(session.candidate, {})[session.round] = (session, found)
     return sessions
@@ -187,12 +191,21 @@ def _digest(run: Run, rows: Sequence[Verdict], sessions: Mapping[str, Rounds]) -
     if saturates:
         found = knee(loads := _loads(sessions, run))
         if found is not None:
-            lines.append(
-                f"The knee is at {found} agent{'s' if found > 1 else ''}: more add less than a tenth a doubling."
-            )
+            lines.append(f"The knee is at {found} agent{'s' if found > 1 else ''}: {_beyond(loads, found)}")
         elif len(loads) > 1:
             lines.append(f"No knee up to {loads[-1].agents} agents: the rate still rises.")
     return lines
+
+
+def _beyond(loads: Sequence[Load], found: int) -> str:
+    """What more agents than at the knee add, as far as these rounds can tell."""
+    after = next(other for one, other in pairwise(loads) if one.agents == found)
+    if _knee_shown(loads):
+        return "more add less than a tenth a doubling."
+    spread = ""
+    if after.gain is not None:
+        spread = " ({:+.3g} % to {:+.3g} %)".format(*((factor - 1) * 100 for factor in after.gain))
+    return f"whether {after.agents} add a tenth a doubling is left open{spread}: more rounds would tell."
 
 
 def _worth(metric: Metric, mine: Mapping[Metric, Verdict]) -> bool:
@@ -229,18 +242,52 @@ def _change(row: Verdict, effect: float) -> str:
 def _loads(sessions: Mapping[str, Rounds], run: Run) -> list[Load]:
     """Rate and latency at each number of agents, in rising order."""
     loads = []
+    agents = {candidate: arm_of(run, candidate).agents for candidate in sessions}
     for candidate, rounds in sessions.items():
-        logs = [math.log(mine.aggregate_tok_s) for _, mine in rounds.values()]
-        middle, half = statistics.fmean(logs), math.inf
-        if len(logs) > 1:
-            half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
-        high = math.exp(middle + half) if middle + half < _MOST else math.inf
+        rates = [mine.aggregate_tok_s for _, mine in rounds.values()]
+        low, high = _interval(rates)
         tails = _mean(mine.ttft_p95_s for _, mine in rounds.values())
-        loads.append(Load(arm_of(run, candidate).agents, math.exp(middle), math.exp(middle - half), high, tails))
+        before = max((one for one in sessions if agents[one] < agents[candidate]), key=agents.__getitem__, default=None)
+        pairs: list[float] = []
+        if before is not None:
+            pairs = [
+                mine.aggregate_tok_s / sessions[before][number][1].aggregate_tok_s
+                for number, (_, mine) in rounds.items()
+                if number in sessions[before]
+            ]
+        gain = _interval(pairs) if len(pairs) > 1 else None
+        loads.append(Load(agents[candidate], statistics.geometric_mean(rates), low, high, tails, gain))
     return sorted(loads, key=lambda load: load.agents)
 
 
+def _point(load: Load) -> dict[str, Any]:
+    """A load for JSON, which has no infinity."""
+    gain = None if load.gain is None else [load.gain[0], _finite(load.gain[1])]
+    return {**asdict(load), "high": _finite(load.high), "gain": gain}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _knee_shown(loads: Sequence[Load]) -> bool:
+    """That more agents than at the knee do not pay is shown; else it is only where gains are no longer seen."""
+    found = knee(loads)
+    return any(pays(one, other) is False for one, other in pairwise(loads) if one.agents == found)
+
+
+def _interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """95 % interval of the geometric mean, by t on the logarithm; the widest there is for a single value."""
+    if len(ratios) < 2:
+        return 0.0, math.inf
+    logs = [math.log(one) for one in ratios]
+    half = t_quantile(0.975, len(logs) - 1) * statistics.stdev(logs) / math.sqrt(len(logs))
+    middle = statistics.fmean(logs)
+    return math.exp(middle - half), math.exp(middle + half) if middle + half < _MOST else math.inf
+
+
 _MOST = 700.0
+"""Larger exponents overflow."""
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -88,7 +88,13 @@ def choose(journal: Journal, run: Run, candidate: str | None = None) -> Choice:
         said = recommendation(journal, run)
         if said.keep_default:
             return Choice(said.candidate, True, said.words)
-        return _chosen(journal, run, trials[said.candidate], said.words)
+        best = trials[said.candidate]
+        if run.kind == "agents" and any(best.requested == one.requested for one in trials.values() if one is not best):
+            label = ", ".join(best.notes)
+            return Choice(
+                said.candidate, True, f"{label}: better, but by agents or servers and no setting: nothing to apply."
+            )
+        return _chosen(journal, run, best, said.words)
     return _by_verdicts(journal, run, trials)
 
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 METRICS: tuple[Metric, ...] = (
     "aggregate_tok_s", "worst_ttft_s", "completion_s", "vram_bytes", "energy_j_per_token"
 )  # fmt: skip
+_SLOTS = {"ollama": "start it with OLLAMA_NUM_PARALLEL={}", "llama_server": "start it with --parallel {}"}
+"""How a server that is not ours gets so many slots, by its kind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,9 +191,12 @@ class _Draft:
             self._add(f"{count} agents, {len(urls)} instances", count, base, len(urls), urls)
         elif self.owned:
             self._add(f"{count} agents, {count} instances", count, base, count)
+        slots = base.num_parallel or self.known.defaults.num_parallel
+        if not self.can_parallel and (slots is None or slots < count):
+            how = _SLOTS.get(self.known.server.kind, "see its manual").format(count)
+            self._rule_out(f"{count} agents, {count} slots", f"this server's slots are those of its start: {how}.")
 
     def _add(self, label: str, agents: int, options: Options, instances: int = 1, where: Sequence[str] = ()) -> None:
-        candidate = f"c{len(self.arms) + len(self.ruled_out)}"
         each = self.each[:1] if agents == 1 else self.each
         loads = {one.load for one in each}
         reason = None
@@ -200,14 +205,21 @@ class _Draft:
         elif not where or all(is_local(url) for url in where):
             reason = self._does_not_fit(options, instances)
         if reason:
-            self.ruled_out[candidate] = f"{label}: {reason}"
+            self._rule_out(label, reason)
             return
+        candidate = self._next()
         self.trials.append(
             Trial(candidate, "candidate" if self.trials else "baseline", requested=options, notes=(label,))
         )
         self.arms[candidate] = Arm(
             agents, max(1, self.total // agents), instances, tuple(where), label, tuple(one.as_dict() for one in each)
         )
+
+    def _next(self) -> str:
+        return f"c{len(self.arms) + len(self.ruled_out)}"
+
+    def _rule_out(self, label: str, reason: str) -> None:
+        self.ruled_out[self._next()] = f"{label}: {reason}"
 
     def _does_not_fit(self, options: Options, instances: int) -> str | None:
         """Why so many instances will not fit, by the forecast; None where they do or nobody can tell."""
@@ -330,7 +342,7 @@ class Crews:
         for url in sorted(self._used - set(where)):
             await self._by_url[url].restore(self._remembered.get(url, {}))
         self._used = {url for url in where if self._by_url[url] is not self._backend}
-        return Crew(tuple(servers), arm.options(options), tuple(lanes[: arm.agents]), self._settle)
+        return Crew(tuple(servers), arm.options(options), tuple(lanes[: arm.agents]), self._settle, self._free)
 
     async def _settle(self) -> float:
         return await settle(self._free)

@@ -16,7 +16,7 @@ from chimera.domain.server import Effective
 from chimera.domain.verdict import Metric, Verdict
 
 FINDINGS_S = 1.0
-COMPARES: frozenset[RunKind] = frozenset({"sweep", "tune", "validate"})
+COMPARES: frozenset[RunKind] = frozenset({"sweep", "tune", "validate", "agents"})
 
 if TYPE_CHECKING:
     from chimera.store.journal import Event, Journal, Row
@@ -135,6 +135,11 @@ def _values(metric: Metric, session: Session, requests: Sequence[Measurement], o
         return [session.facts["vram_peak_bytes"]] if session.facts.get("vram_peak_bytes") else []
     if metric == "energy_j_per_token":
         return [session.facts["energy_j_per_token"]] if session.facts.get("energy_j_per_token") else []
+    if metric == "aggregate_tok_s":
+        from chimera.tuning.concurrency import figures
+
+        found = figures(requests)
+        return [found.aggregate_tok_s] if found is not None else []
     valid = [one for one in requests if one.valid]
     if metric == "completion_s":
         return [one.ttft_s + (output_tokens - 1) / one.rate for one in valid if one.ttft_s is not None and one.rate]

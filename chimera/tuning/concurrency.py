@@ -70,7 +70,7 @@ class Figures:
     completion_s: float
     """Of the agent that was done last."""
     deferred: int
-    """Requests that waited for a slot."""
+    """Requests that waited for a slot; with a slot for each agent a wait is for the batch in work, and none is."""
     rejected: int
     """Requests that the server refused."""
     guide_speedup: float
@@ -85,10 +85,14 @@ class Figures:
         return sum(self.failures.values())
 
 
-def figures(measurements: Sequence[Measurement]) -> Figures | None:
+def figures(measurements: Sequence[Measurement], slots: Mapping[int, int | None] | None = None) -> Figures | None:
     """The figures of one session; None where no request of it was answered.
 
     Discarded and void requests give no rate; a failed one's time still belongs to its agent, which had to wait it out.
+
+    Args:
+        measurements: Of the session.
+        slots: Of each instance, where known.
     """
     counted = [one for one in measurements if one.role == "measure"]
     valid = [one for one in counted if one.valid]
@@ -103,9 +107,12 @@ def figures(measurements: Sequence[Measurement]) -> Figures | None:
     tokens = sum(agent.tokens for agent in agents)
     firsts = sorted(one.ttft_s for one in valid if one.ttft_s is not None)
     queues = sorted(one.queue_s for one in valid if one.queue_s is not None)
+    users = Counter(instance for instance, _ in each)
+    scarce = {one for one, agents in users.items() if agents > ((slots or {}).get(one) or 0)}
     waited = [(one.queue_s, one.ttft_s) for one in valid if one.queue_s is not None and one.ttft_s]
     rates = [agent.decode_tok_s for agent in agents if agent.decode_tok_s is not None]
-    busy = sum(agent.completion_s for agent in agents)
+    # Time in which an agent waited for an answer that never came is no work, by no formula.
+    busy = sum(min(agent.completion_s, wall) for agent in agents if agent.requests)
     return Figures(
         agents=agents,
         wall_s=wall,
@@ -120,7 +127,7 @@ def figures(measurements: Sequence[Measurement]) -> Figures | None:
         queue_share=sum(wait for wait, _ in waited) / sum(first for _, first in waited) if waited else None,
         decode_tok_s=fmean(rates) if rates else None,
         completion_s=max(agent.completion_s for agent in agents),
-        deferred=sum(wait > DEFERRED_S for wait in queues),
+        deferred=sum((one.queue_s or 0.0) > DEFERRED_S for one in valid if one.instance in scarce),
         rejected=sum(one.void_reason == "refused" for one in counted),
         guide_speedup=busy / wall if wall > 0 else math.inf,
         guide_efficiency=busy / wall / len(agents) if wall > 0 else math.inf,
@@ -206,17 +213,30 @@ class Load:
     high: float
     """Its 95 % interval over the rounds, by t on the logarithm; the widest there is for a single round."""
     ttft_p95_s: float | None
+    gain: tuple[float, float] | None = None
+    """95 % interval of its rate over that of the next smaller load, from the rounds that both have; None where fewer
+    than two do, or it is the smallest."""
 
 
-def knee(loads: Sequence[Load], gain: float = 0.1) -> int | None:
-    """Number of agents from which more add less than `gain` for each doubling, the intervals taken into account.
+GAIN = 0.1
+"""More agents pay where they add at least this part for each doubling."""
 
-    The first load whose successor's interval does not lie above `1 + gain` a doubling times it; None where the rate
-    still rises at the end, or fewer than two loads are known.
+
+def pays(load: Load, after: Load) -> bool | None:
+    """More agents than `load` are shown to pay, or not to; None where these rounds leave it open."""
+    wanted = (1 + GAIN) ** math.log2(after.agents / load.agents)
+    low, high = after.gain or (after.low / load.aggregate_tok_s, after.high / load.aggregate_tok_s)
+    return True if low > wanted else False if high <= wanted else None
+
+
+def knee(loads: Sequence[Load]) -> int | None:
+    """Number of agents from which more add less than `GAIN` for each doubling, the intervals taken into account.
+
+    The first load whose successor is not shown to pay; None where the rate still rises at the end, or fewer than two
+    loads are known.
     """
     ordered = sorted(loads, key=lambda load: load.agents)
     for load, after in pairwise(ordered):
-        doublings = math.log2(after.agents / load.agents)
-        if after.low <= load.aggregate_tok_s * (1 + gain) ** doublings:
+        if not pays(load, after):
             return load.agents
     return None

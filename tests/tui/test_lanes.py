@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -30,7 +31,7 @@ async def painted(app: QuietApp, pilot: Pilot[None], wanted: str) -> str:
 async def test_a_run_with_agents_shows_a_lane_each_and_their_rate_together(size: tuple[int, int]) -> None:
     app = QuietApp()
     async with app.run_test(size=size) as pilot:
-        told = update(first=True, rows=2)
+        told = update(first=True, rows=8)
         assert told.progress is not None
         lanes = (Lane(0, "decoding", 20, 33.0, 0.4), Lane(1, "queued"))
         progress = replace(told.progress, stage="measuring", rate=33.0, lanes=lanes)
@@ -41,5 +42,6 @@ async def test_a_run_with_agents_shows_a_lane_each_and_their_rate_together(size:
         assert "decoding" in shown
         assert "queued" in shown
         assert "2 agents together" in shown
+        assert not re.search(r"tok/s +[▲▼=]", shown), "the rate of all together is not compared with that of a request"
         app.post_message(RunChanged(replace(told, run=replace(run, state="done"), progress=None)))
         assert "decoding" not in await painted(app, pilot, "last request"), "the last requests stand there again"

@@ -22,6 +22,7 @@ from chimera.tui.screens.ask import Ask
 from chimera.tui.screens.tune import Tune
 from tests.widgets import data
 from tests.widgets.screens import screen_text
+from tests.widgets.test_arms import FACTS
 
 from .quiet import QuietApp, until, update
 from .test_app import OLLAMA
@@ -226,6 +227,45 @@ async def test_keys_pause_stop_and_apply_the_comparison(line: Callable[..., Line
         assert asked.asked == [("apply", "k7f2", "--as", "fast", "--json")]
         await pilot.press("n")
         await until(pilot, lambda: not app.screen.has_class("-live"))
+
+
+def several(state: RunState, **plan: Any) -> Update:
+    """A run with agents as its journal would tell it."""
+    labels = ("1 agent", "2 agents, server as it is", "2 agents, 2 slots")
+    trials = tuple(
+        Trial(f"c{number}", "candidate" if number else "baseline", Options(), notes=(label,))
+        for number, label in enumerate(labels)
+    )
+    base = comparison(state, **plan)
+    verdicts = (Verdict("c2", "c0", "aggregate_tok_s", "better", 1.6, (1.5, 1.7), 0.975, 6),)
+    figures = {"c0": Statistic(40.0, 0.01, 6), "c2": Statistic(64.0, 0.01, 6)}
+    compared = Compared("aggregate_tok_s", verdicts, figures, {"c0": 6, "c2": 6}, {})
+    return replace(base, run=replace(base.run, kind="agents"), trials=trials, compared=compared)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_a_run_with_agents_shows_its_arms_and_at_its_end_their_figures(
+    line: Callable[..., Line], size: tuple[int, int]
+) -> None:
+    asked = line((0, {"agents": FACTS}, ""))
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(several("running")))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        app.paint()
+        await pilot.pause()
+        text = screen_text(app)
+        for wanted in ("2 agents, 2 slots", "64.0", "better", "agents k7f2"):
+            assert wanted in text, f"{wanted} is not on the screen at {size}"
+        assert asked.asked == [], "no figures are computed beside a measurement"
+        app.post_message(RunChanged(several("done", **DONE)))
+        await until(pilot, lambda: app.screen.has_class("-arms"))
+        await pilot.pause()
+        text = screen_text(app)
+        assert asked.asked == [("runs", "show", "k7f2", "--json")]
+        for wanted in ("speed-up", "4 knee", "78.0 to 82.0", "The knee is at 4 agents", "guide's formula"):
+            assert wanted in text, f"{wanted} is not on the screen at {size}"
 
 
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:

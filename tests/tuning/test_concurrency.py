@@ -77,13 +77,20 @@ def test_one_agents_failures_are_counted_and_the_others_figures_stand() -> None:
         replace(row, void_reason="error", completion_tokens=None, decode_tok_s=None) if row.agent == 1 else row
         for row in rows
     ]
-    found = figures([replace(row, void_reason="refused") if row.agent == 2 else row for row in broken])
+    found = figures([replace(row, void_reason="refused", total_s=99.0) if row.agent == 2 else row for row in broken])
     assert found is not None
     assert found.failures == {"error": 4, "refused": 4}
     assert found.rejected == 4
     assert [agent.requests for agent in found.agents] == [4, 0, 0]
     assert found.agents[0].decode_tok_s == pytest.approx((TOKENS - 1) / DECODE)
     assert found.fairness == pytest.approx(1 / 3)
+    assert found.guide_speedup == pytest.approx(1.0), "waiting in vain is no work, not by the guide's formula either"
+
+
+def test_a_wait_with_a_slot_for_each_agent_is_not_for_a_slot() -> None:
+    rows = [replace(row, queue_s=0.2) for row in played(4, 4, 3)]
+    deferred = {slots: found.deferred for slots in (None, 2, 4, 8) if (found := figures(rows, {0: slots}))}
+    assert deferred == {None: 12, 2: 12, 4: 0, 8: 0}
 
 
 def test_a_session_without_an_answer_has_no_figures() -> None:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from typing import Literal
+
+import pytest
+
 from chimera.domain.run import Lane
 from chimera.widgets import LanesPanel
+from chimera.widgets.lanes import STATES
 
 from .screens import Alone, screen_text
 
@@ -38,8 +44,25 @@ async def test_each_agent_has_a_lane_with_state_rate_and_first_token() -> None:
 
 
 async def test_lanes_that_do_not_fit_are_counted() -> None:
-    rows = await shown(tuple(Lane(number, "queued") for number in range(8)), (40, 6))
+    rows = await shown(tuple(Lane(number, "queued") for number in range(8)), (24, 6))
     assert rows == ["1 queued", "2 queued", "3 queued", "and 5 more"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 8, 16])
+async def test_every_agent_has_its_lane_on_the_smallest_dashboard(count: int) -> None:
+    states: tuple[Literal["decoding", "queued", "prefill", "done"], ...] = ("decoding", "queued", "prefill", "done")
+    lanes = tuple(Lane(number, states[number % 4], 10, 60.0 + number, 0.2) for number in range(count))
+    text = " ".join(await shown(lanes, (40, 8)))
+    for lane in lanes:
+        said = f"{60.0 + lane.agent:.1f}" if lane.state == "decoding" else STATES[lane.state][0]
+        assert re.search(rf"\b{lane.agent + 1}( decoding)? +{said}", text), f"{lane.agent + 1} is missing in {text}"
+    assert "more" not in text
+
+
+async def test_of_very_many_agents_the_last_ones_are_counted() -> None:
+    rows = await shown(tuple(Lane(number, "queued") for number in range(40)), (40, 8))
+    assert rows[-1].endswith("+23 more")
+    assert sum(row.count("queued") for row in rows) == 17
 
 
 async def test_a_narrow_panel_still_shows_the_states() -> None:

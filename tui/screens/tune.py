@@ -21,11 +21,12 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chimera.domain.options import OPTION_NAMES, Options
-from chimera.domain.run import Run, Target, Trial
+from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
 from chimera.widgets import format
+from chimera.widgets.arms import ArmsPanel
 from chimera.widgets.progress import STAGES
 from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
@@ -44,6 +45,7 @@ OBJECTIVES: dict[str, tuple[Metric, str]] = {
     "energy": ("energy_j_per_token", "J/token"),
 }
 """What the command line calls each objective, what the journal calls it, and the heading of its column."""
+HEADINGS: dict[Metric, str] = {metric: name for metric, name in OBJECTIVES.values()} | {"aggregate_tok_s": "tok/s"}
 HINT = (
     "Space takes a parameter with values that fit the model, enter types them (like 0,9,18,all).\n"
     "Then p shows the plan: what really differs, what will not fit, how long it takes and what can be seen."
@@ -60,6 +62,8 @@ class Tune(Screen[None]):
 Each candidate is measured in turns with the server's defaults, in a random order in every round, so that a machine that
 warms up or slows down favours none. A verdict comes with the interval in which the true effect lies. Where none is
 better, the default stays: differences that are noise are not recommended.
+
+A run of `chimera agents` is shown here as well: its arms while it goes on, what each of them gave at its end.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("p", "plan", "Plan", tooltip="What would be measured, and what it could show"),
@@ -85,6 +89,10 @@ better, the default stays: differences that are noise are not recommended.
         self._left: str | None = None
         """A run that the user has turned away from, to plan another one."""
         self._about = ""
+        self._reported = ""
+        """The run with agents whose figures were asked for."""
+        self._figured = ""
+        """The one whose figures are here."""
 
     def compose(self) -> ComposeResult:
         """The form above its plan; the table above its plot."""
@@ -99,6 +107,7 @@ better, the default stays: differences that are noise are not recommended.
             yield Static(id="about", markup=False)
             yield TrialTable(id="table")
             yield IntervalPlot(id="plot")
+            yield ArmsPanel(id="arms")
         yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
@@ -134,19 +143,36 @@ better, the default stays: differences that are noise are not recommended.
         if live != self.has_class("-live"):
             self.set_class(live, "-live")
             self.query_one("#table" if live else "#axes").focus()
+        self.set_class(update is not None and update.run.id == self._figured, "-arms")
         if update is None or update.compared is None:
             return
+        if update.run.kind == "agents" and update.run.state in ENDED and update.run.id != self._reported:
+            self._reported = update.run.id
+            self._report(update.run.id)
         said = about(update)
         if said != self._about:
             self._about = said
             self.query_one("#about", Static).update(plain(said, one_line=False))
-        heading = next(name for metric, name in OBJECTIVES.values() if metric == update.compared.metric)
+        heading = HEADINGS[update.compared.metric]
         self.query_one("#table", TrialTable).update(views(update, update.compared), metric=heading)
         rules = _rules(update.run)
-        labels = {trial.candidate: str(trial.requested) for trial in update.trials}
+        labels = {trial.candidate: arm_label(update.run, trial) or str(trial.requested) for trial in update.trials}
         self.query_one("#plot", IntervalPlot).update(
             update.compared.verdicts, band=float(rules.get("band", 0.02)), labels=labels
         )
+
+    @work(exit_on_error=False, group="report", exclusive=True)
+    async def _report(self, run_id: str) -> None:
+        """Ask for the figures of a run with agents, once, when no measurement can be disturbed by it any more."""
+        code, out, err = await ask_chimera("runs", "show", run_id, "--json")
+        if code:
+            self.notify(plain(_last(err)), markup=False)
+            return
+        found = json.loads(out).get("agents")
+        if found is not None:
+            self.query_one("#arms", ArmsPanel).update(found)
+            self._figured = run_id
+            self.paint(self._state, 0.0)
 
     # The form --------------------------------------------------------------------------------------------------------
 
@@ -422,7 +448,7 @@ def about(update: Update) -> str:
     if standing.get("noise"):
         lines.append(str(standing["words"]))
     best = (run.plan.get("result") or {}).get("recommendation")
-    if best and run.state == "done":
+    if best and run.state == "done" and run.kind != "agents":  # the arms' figures stand below
         lines.append(f"{best['words']}{'' if best['keep_default'] else ' a applies it.'}")
     return "\n".join(lines)
 
@@ -436,6 +462,7 @@ def views(update: Update, compared: Compared) -> list[TrialView]:
     for trial in update.trials:
         name = trial.candidate
         state, note = _state(trial, standing, active, compared.sessions.get(name, 0), rows.get(name))
+        note = note or arm_label(update.run, trial)
         shown.append(
             TrialView(
                 trial=trial,
@@ -450,6 +477,11 @@ def views(update: Update, compared: Compared) -> list[TrialView]:
     for name, reason in (update.run.plan.get("ruled_out") or {}).items():
         shown.append(TrialView(Trial(name, "candidate", _asked(update.run, name)), state="ruled-out", note=reason))
     return shown
+
+
+def arm_label(run: Run, trial: Trial) -> str:
+    """How many agents on what, of a run that compares that."""
+    return trial.notes[0] if run.kind == "agents" and trial.notes else ""
 
 
 def _asked(run: Run, name: str) -> Options:
