@@ -123,23 +123,12 @@ def export(
     journal = Journal.open()
     try:
         found = journal.run(ref)
-        write = {
-            Format.JSON: document.export_json,
-            Format.CSV: document.export_csv,
-            Format.BENCHSTAT: document.export_benchstat,
-        }[format_]
-        text = write(journal, found)
+        if output is None:
+            sys.stdout.write(document.EXPORTS[format_](journal, found))
+            return
+        document.write_export(journal, found, format_, output)
     finally:
         journal.close()
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        part = output.with_name(f".{output.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
     say(f"run {found.id} written to {output}")
 
 

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, cast
 
 from chimera.domain.finding import Finding
@@ -26,6 +27,7 @@ from chimera.domain.run import Run, Session, Trial
 from chimera.domain.server import Effective
 from chimera.domain.text import plain
 from chimera.domain.verdict import Verdict
+from chimera.errors import ConfigError
 
 from .codec import clean
 from .journal import Journal
@@ -289,3 +291,25 @@ def export_benchstat(journal: Journal, run: Run) -> str:
 def _word(text: str, *, spaces: bool = False) -> str:
     """Text as it may stand in a benchmark's name, or (with spaces) behind a key."""
     return plain(text) if spaces else re.sub(r"[\s/]", "_", plain(text))
+
+
+EXPORTS: dict[str, Callable[[Journal, Run], str]] = {
+    "json": export_json,
+    "csv": export_csv,
+    "benchstat": export_benchstat,
+}
+
+
+def write_export(journal: Journal, run: Run, form: str, path: Path) -> None:
+    """Write the run to a file, whole and then renamed.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    text = EXPORTS[form](journal, run)
+    try:
+        part = path.with_name(f".{path.name}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        raise ConfigError(f"{plain(str(path))} cannot be written: {error.strerror or error}.") from error

@@ -227,7 +227,7 @@ better, the default stays: differences that are noise are not recommended.
         """The comparison as the command line takes it."""
         target = self._state.target
         assert target is not None
-        typed = [part for name in OPTION_NAMES if name in self._values for part in (_flag(name), self._values[name])]
+        typed = [part for name in OPTION_NAMES if name in self._values for part in (flag(name), self._values[name])]
         return ["sweep", *typed, "--objective", self._objective, *server_flags(target)]
 
     def _ready(self) -> bool:
@@ -253,14 +253,14 @@ better, the default stays: differences that are noise are not recommended.
         finally:
             self._planning = False
         if code:
-            self._say(_last(err))
+            self._say(last_line(err))
             return
         self._drawn = json.loads(out)
         self._say(plan_text(self._drawn))
 
     def action_start(self) -> None:
         """Start what was planned."""
-        if self.has_class("-live") or not self._ready() or self.chimera._may_not("start a comparison"):
+        if self.has_class("-live") or not self._ready() or self.chimera.may_not("start a comparison"):
             return
         if self._drawn is None:
             self._say("p first: a comparison starts from a plan that was seen.")
@@ -290,7 +290,7 @@ better, the default stays: differences that are noise are not recommended.
         agreed = ["--yes"] if self._state.reload_agreed else []
         code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
         if code:
-            self._say(_last(err))
+            self._say(last_line(err))
             return
         self._left = None
         self.chimera.journal.follow(json.loads(out)["run"]["id"])
@@ -298,7 +298,7 @@ better, the default stays: differences that are noise are not recommended.
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
         update = self.compared
-        if update is None or self.chimera._may_not("apply settings"):
+        if update is None or self.chimera.may_not("apply settings"):
             return
         best: dict[str, Any] = (update.run.plan.get("result") or {}).get("recommendation") or {}
         if update.run.state != "done":
@@ -316,7 +316,7 @@ better, the default stays: differences that are noise are not recommended.
         self.chimera.tell(f"applying what run {update.run.id} recommends as {plain(name)} …")
         code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
         if code not in {0, 1}:
-            self.chimera.tell(_last(err), "error")
+            self.chimera.tell(last_line(err), "error")
             return
         said = json.loads(out)
         self.chimera.tell(f"{said['words']} {(said.get('applied') or {}).get('made') or ''}".strip(), "notice")
@@ -365,11 +365,13 @@ def server_flags(target: Target) -> list[str]:
     return ["--server", target.url or "", *(["--model", target.model] if target.model else [])]
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """An option as the command line spells it."""
     return f"--{name.replace('_', '-')}"
 
 
-def _last(err: str) -> str:
+def last_line(err: str) -> str:
+    """The last sentence of what the command line said."""
     lines = [line for line in err.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "The command line gave no answer."
 
