@@ -56,6 +56,11 @@ def open_ui(options: UiOptions) -> int:
 
 
 IDLE_PAINT_S = 0.95
+NOTES: dict[str, Literal["information", "warning", "error"]] = {
+    "notice": "information",
+    "warn": "warning",
+    "error": "error",
+}
 PALETTE = {
     "presets": "Presets",
     "tune": "Tune: compare settings",
@@ -291,10 +296,10 @@ class ChimeraApp(App[None]):
             self.board.log_line(text, at=time.time(), level=level)
 
     def tell(self, text: str, level: str = "info") -> None:
-        """A line in the log; problems also as a note that is seen from every screen."""
+        """A line in the log; problems also as a note that is seen from every screen, news where the log is not."""
         self.log_line(text, level)
-        if level in {"warn", "error"}:
-            self.notify(plain(text), severity="error" if level == "error" else "warning", markup=False, timeout=8)
+        if level in NOTES and (level != "notice" or not isinstance(self.screen, Dashboard)):
+            self.notify(plain(text), severity=NOTES[level], markup=False, timeout=8)
 
     # Actions -----------------------------------------------------------------------------------------------------
 

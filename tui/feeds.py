@@ -145,6 +145,11 @@ class JournalFeed:
 
         begin(name, self._post, guarded)
 
+    def ready(self, journal: Journal | None) -> None:
+        """Screens can read from this journal; None: there is none to read from."""
+        self._journal = journal
+        self._opened.set()
+
     @property
     def busy(self) -> bool:
         """Something that was asked for is not done yet."""
@@ -168,10 +173,9 @@ class JournalFeed:
             journal = Journal.open()
         except ChimeraError as error:
             self._post(Told(str(error), "error"))
-            self._opened.set()
+            self.ready(None)
             return
-        self._journal = journal
-        self._opened.set()
+        self.ready(journal)
         try:
             self._follow = self._follow or _active(journal)
             for left in journal.unrestored():

@@ -19,8 +19,8 @@ from .rows import EMPTY, Line, Row, Tone, wrap
 from .trials import VERDICTS
 
 DAY_S = 86_400
-_FIXED = 6 + 13 + 9 + 12
-_COUNTS = 12
+_FIXED = 6 + 13 + 9 + 10
+_COUNTS = 9
 METRICS: dict[Metric, str] = {
     "decode_tok_s": "tok/s",
     "ttft_s": "TTFT",
@@ -51,18 +51,18 @@ def when(at: float, now: float) -> str:
 def run_head(width: int) -> Row:
     """The heading of the list."""
     line = Line(width)
-    for text, columns in (("run", 6), ("started", 13), ("kind", 9), ("state", 12)):
+    for text, columns in (("run", 6), ("started", 13), ("kind", 9), ("state", 10)):
         line.add(text, "muted", columns)
     for text, columns in zip(("preset, name", "model"), _rest(width), strict=True):
         line.add(text, "muted", columns).gap(1)
-    return line.add("valid+void", "muted", _COUNTS - 2, "right").row()
+    return line.add("ok+void", "muted", _COUNTS - 2, "right").row()
 
 
 def run_row(run: Run, counts: tuple[int, int] | None, now: float, width: int) -> Row:
     """A run in one line; its counts are None until they were asked for."""
     words, tone = STATES[run.state]
     line = Line(width).add(run.id, "strong", 6).add(when(run.created_at, now), "muted", 13).add(run.kind, "text", 9)
-    line.add(words.split(",")[0], tone, 12)
+    line.add(words.split(",")[0], tone, 10)
     model = run.model.name if run.model else run.target.model or run.target.kind
     about, name = _rest(width)
     line.add(run.name or run.preset or "", "text", about).gap(1).add(model, "muted", name).gap(1)
@@ -75,7 +75,8 @@ def run_row(run: Run, counts: tuple[int, int] | None, now: float, width: int) ->
 
 def _rest(width: int) -> tuple[int, int]:
     left = max(width - _FIXED - _COUNTS, 10)
-    return left // 2, left - left // 2
+    about = left * 5 // 8
+    return about, left - about
 
 
 def run_page(told: Mapping[str, Any], width: int) -> list[Row]:
@@ -152,8 +153,9 @@ def _trial(trial: Mapping[str, Any], verdicts: Sequence[Mapping[str, Any]], widt
     pairs = [("asked", asked), ("runs", _options(runs) if runs else "")]
     rows = []
     if several:
-        void = f"+{trial['void_sessions']} void" if trial["void_sessions"] else ""
-        head = f"{trial['candidate']} {trial['role']}, {trial['sessions']}{void} sessions"
+        void = f" + {trial['void_sessions']} void" if trial["void_sessions"] else ""
+        plural = "s" if trial["sessions"] != 1 or void else ""
+        head = f"{trial['candidate']} {trial['role']}, {trial['sessions']}{void} session{plural}"
         rows = [Line(width).add(head, "strong" if trial["role"] == "baseline" else "accent").row()]
         differs = {
             name: value for name, value in (runs or {}).items() if trial["requested"].get(name) not in {None, value}

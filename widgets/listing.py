@@ -25,7 +25,7 @@ _MOVES: list[BindingType] = [
 class Listing(Panel):
     """Keyed items, a row each, one of them under the cursor, which stays on its item while others come and go."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*_MOVES, Binding("enter", "choose", "Choose", show=False)]
+    BINDINGS: ClassVar[list[BindingType]] = _MOVES
 
     class Moved(Message):
         """Another item is under the cursor; None where there is no item."""
@@ -35,7 +35,7 @@ class Listing(Panel):
             self.key = key
 
     class Chosen(Message):
-        """An item was picked with the enter key, or a click on the cursor."""
+        """The item under the cursor was clicked. Keys that pick one are the screen's, which shows them."""
 
         def __init__(self, key: str) -> None:
             super().__init__()
@@ -122,11 +122,6 @@ class Listing(Panel):
         """Move the cursor by so many pages."""
         self._go(self._cursor + pages * self._room(self.size.height))
 
-    def action_choose(self) -> None:
-        """Pick the item under the cursor."""
-        if self.chosen is not None:
-            self.post_message(self.Chosen(self.chosen))
-
     def watch_has_focus(self, has_focus: bool) -> None:
         """Show where the cursor is."""
         super().watch_has_focus(has_focus)
@@ -138,8 +133,8 @@ class Listing(Panel):
         place = -1 if offset is None else self._top + offset.y - (self._head is not None)
         if offset is None or place < self._top:
             return
-        if place == self._cursor and self._keys:
-            self.action_choose()
+        if place == self._cursor and self.chosen is not None:
+            self.post_message(self.Chosen(self.chosen))
         else:
             self._go(place)
 
@@ -157,8 +152,12 @@ class Page(Panel):
 
     BINDINGS: ClassVar[list[BindingType]] = _MOVES
 
-    def __init__(self, *, name: str | None = None, id: str | None = None, classes: str | None = None) -> None:
+    def __init__(
+        self, *, hint: str = "", name: str | None = None, id: str | None = None, classes: str | None = None
+    ) -> None:
+        """`hint` says how to scroll while something else has the focus."""
         super().__init__(name=name, id=id, classes=classes)
+        self._hint = hint
         self._make: Callable[[int], Sequence[Row]] = lambda _width: ()
         self._what: object = None
         self._top = 0
@@ -179,7 +178,8 @@ class Page(Panel):
         below = len(rows) - self._top - height
         shown = rows[self._top : self._top + height]
         if below > 0:
-            shown[-1] = Line(width).add(f"▼ {below + 1} more lines", "muted").row()
+            hint = f": {self._hint}" if self._hint and not self.has_focus else ""
+            shown[-1] = Line(width).add(f"▼ {below + 1} more lines{hint}", "muted").row()
         return shown
 
     def action_move(self, rows: int) -> None:
@@ -192,6 +192,11 @@ class Page(Panel):
     def action_page(self, pages: int) -> None:
         """Scroll by so many pages."""
         self.action_move(pages * max(self.size.height - 1, 1))
+
+    def watch_has_focus(self, has_focus: bool) -> None:
+        """Say how to scroll, or not."""
+        super().watch_has_focus(has_focus)
+        self.redraw()
 
     def on_mouse_scroll_down(self) -> None:
         """Scroll down."""

@@ -38,11 +38,14 @@ def preset_page(preset: Preset, row: PresetRow | None, where: str, width: int) -
     rows = facts(
         [
             ("asks", str(preset.options)),
-            ("", f"{work.prompt_tokens} tokens in, {work.output_tokens} out, {work.requests} requests{agents}"),
+            ("requests", f"{work.prompt_tokens} tokens in, {work.output_tokens} out, {work.requests} of them{agents}"),
         ],
         width,
     )
-    rows += [EMPTY, *_here(row, where, width), EMPTY]
+    rows += [EMPTY, *_here(row, where, width)]
+    if row is not None and row.expectations:
+        rows += [EMPTY, *_promises(preset, row.expectations, width)]
+    rows += [EMPTY]
     rows += facts(
         [
             ("strategy", preset.strategy),
@@ -51,8 +54,6 @@ def preset_page(preset: Preset, row: PresetRow | None, where: str, width: int) -
         ],
         width,
     )
-    if row is not None and row.expectations:
-        rows += [EMPTY, *_promises(preset, row.expectations, width)]
     if preset.note:
         rows += [EMPTY, *facts([("known", preset.note)], width)]
     return [*rows, *facts([("from", preset.origin)], width)]
@@ -63,7 +64,7 @@ def _here(row: PresetRow | None, where: str, width: int) -> list[Row]:
     rows = [Line(width).add(line, "strong" if row is not None else "muted").row() for line in wrap(where, width, 6)]
     if row is None:
         return rows
-    effect: list[tuple[str, str]] = []
+    effect = [("verdict", row.against_default or "not measured against the default here: v does that")]
     if row.effective is not None:
         effect.append(("runs as", str(row.effective.options)))
         effect += [("", note) for note in row.effective.notes]
@@ -75,7 +76,6 @@ def _here(row: PresetRow | None, where: str, width: int) -> list[Row]:
         effect.append(("the same", f"but for the sampling as {', '.join(row.same_load_as)}"))
     if row.like_default:
         effect.append(("the same", "but for the sampling as the server's default"))
-    effect.append(("verdict", row.against_default or "not measured against the default here: v does that"))
     return [*rows, *facts(effect, width)]
 
 

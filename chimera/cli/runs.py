@@ -15,7 +15,7 @@ from chimera.errors import ConfigError
 
 from . import summary
 from .output import emit_json, emit_table, say
-from .work import Json, RunRef, facts_of
+from .work import Json, RunRef
 
 if TYPE_CHECKING:
     from chimera.domain.server import ServerKind
@@ -97,6 +97,7 @@ def show(
     json: Json = False,
 ) -> None:
     """One run with its figures."""
+    from chimera.runner.facts import facts_of
     from chimera.store.journal import Journal
 
     journal = Journal.open()

@@ -13,7 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Static
 
 from chimera.domain.options import Options
 from chimera.domain.preset import Preset
@@ -21,6 +21,7 @@ from chimera.domain.run import ENDED, Target
 from chimera.domain.text import plain
 from chimera.errors import ChimeraError
 from chimera.presets.loader import all_presets, user_folder
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.listing import Listing, Page
 from chimera.widgets.presets import preset_line, preset_page
 from chimera.widgets.rows import Line, Row
@@ -68,10 +69,10 @@ the server clamps; presets with the same effect on this model are named. Its aut
 *not comparable here*, with the reason. `v` measures it in turns with the server's defaults and gives a verdict.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "run", "Run", tooltip="Run it on the server in use"),
-        Binding("v", "compare", "Against default", tooltip="Measure it in turns with the server's defaults"),
-        Binding("pageup", "scroll(-1)", "Page up", show=False),
-        Binding("pagedown", "scroll(1)", "Scroll", key_display="PgDn"),
+        Binding("enter", "run", "Run", key_display="enter", tooltip="Run it on the server in use"),
+        Binding("v", "compare", "Compare", tooltip="Measure it in turns with the server's defaults"),
+        Binding("pageup", "scroll(-1)", "Page up", show=False, priority=True),
+        Binding("pagedown", "scroll(1)", "Page down", show=False, priority=True),
         Binding("escape,p", "leave", "Back"),
     ]
 
@@ -92,9 +93,9 @@ the server clamps; presets with the same effect on this model are named. Its aut
             presets = Listing(id="list")
             presets.border_title = "Presets"
             yield presets
-            yield Page(id="page")
+            yield Page(id="page", hint="PgDn")
         yield Static(id="files", markup=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Read the files, and ask what is true of them."""

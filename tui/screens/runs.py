@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,11 +14,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer, Input
+from textual.widgets import Input
 
 from chimera.domain.run import ENDED, RESUMABLE, Run
 from chimera.domain.text import plain
 from chimera.widgets.history import run_head, run_page, run_row
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.listing import Listing, Page
 from chimera.widgets.rows import Line, Row
 
@@ -81,11 +83,10 @@ kind, model or error. `enter` shows the run under the cursor: its figures, verdi
 repeated. `e` writes every request into a file.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Show", tooltip="Figures, verdicts, findings, counts"),
+        Binding("enter", "open", "Show", key_display="enter", tooltip="Figures, verdicts, findings, counts"),
         Binding("slash", "filter", "Filter", key_display="/", tooltip="By id, name, preset, kind, model or error"),
-        Binding("f", "follow", "Follow/Resume", tooltip="Show it on the dashboard; go on with one that has not ended"),
+        Binding("f", "follow", "Follow", tooltip="Show it on the dashboard; go on with one that has not ended"),
         Binding("e", "export", "Export", tooltip="Write every request into a file"),
-        Binding("tab", "app.focus_next", "Scroll", show=False),
         Binding("escape,r", "leave", "Back"),
     ]
 
@@ -112,8 +113,8 @@ repeated. `e` writes every request into a file.
         runs = Listing(id="list")
         runs.border_title = "Runs"
         yield runs
-        yield Page(id="page")
-        yield Footer(show_command_palette=False, compact=True)
+        yield Page(id="page", hint="tab, then ↓")
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Ask for the newest."""
@@ -342,6 +343,7 @@ def look(post: Any, journal: Journal, asked: int, text: str, limit: int, token: 
     # A page that is not full holds them all.
     total = len(found) if len(found) < limit else journal.count_runs(text=text or None)
     post(Listed(asked, found, total, now))
+    import_module("chimera.runner.facts")  # so that the first run that is shown finds it ready
 
 
 def grow(post: Any, journal: Journal, asked: int, text: str, before: int, total: int) -> None:
@@ -357,7 +359,7 @@ def count(post: Any, journal: Journal, runs: list[Run]) -> None:
 
 def show(post: Any, journal: Journal, run_id: str) -> None:
     """One run in full."""
-    from chimera.cli.work import facts_of
+    from chimera.runner.facts import facts_of
 
     post(Shown(run_id, facts_of(journal, journal.run(run_id), measurements=False)))
 

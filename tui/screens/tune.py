@@ -17,7 +17,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chimera.domain.options import OPTION_NAMES, Options
@@ -26,6 +26,7 @@ from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
 from chimera.widgets import format
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.progress import STAGES
 from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
@@ -99,7 +100,7 @@ better, the default stays: differences that are noise are not recommended.
             yield Static(id="about", markup=False)
             yield TrialTable(id="table")
             yield IntervalPlot(id="plot")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Show what is known."""
