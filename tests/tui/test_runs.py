@@ -68,6 +68,16 @@ async def opened(app: QuietApp, pilot: Pilot[None], journal: Journal) -> Runs:
     return app.screen
 
 
+async def painted(app: QuietApp, pilot: Pilot[None], text: str) -> None:
+    """Until it is on the screen, which looks for it by itself."""
+    for _ in range(200):
+        await pilot.pause(0.05)
+        app.paint()
+        if text in screen_text(app):
+            return
+    raise AssertionError(f"{text!r} did not come:\n{screen_text(app)}")
+
+
 @pytest.mark.parametrize("size", [(80, 24), (120, 40)])
 async def test_the_newest_comes_first_and_opens_to_its_figures(size: tuple[int, int], journal: Journal) -> None:
     run, later = compared(journal), new_run(journal, "run", preset="quality-focused")
@@ -149,12 +159,12 @@ async def test_what_another_process_writes_shows_without_a_key(
         await until(pilot, lambda: "No run yet" in screen_text(app))
         with Journal.open() as other:
             run = new_run(other, "run")
-        for _ in range(100):
-            await pilot.pause(0.05)
-            app.paint()
-            if run.id in screen_text(app):
-                break
-        assert run.id in screen_text(app)
+            await painted(app, pilot, run.id)
+            await pilot.press("enter")
+            await until(pilot, lambda: "run " + run.id in screen_text(app))
+            other.set_state(run.id, "running")
+            other.set_state(run.id, "failed", "the server went away")
+        await painted(app, pilot, "the server went away")
 
 
 async def test_the_export_tells_its_file_and_writes_over_none(journal: Journal) -> None:

@@ -148,6 +148,11 @@ the server clamps; presets with the same effect on this model are named. Its aut
             self._where, self._rows, self._settable = message.where, message.rows, message.settable
             self._show()
 
+    @property
+    def judged(self) -> bool:
+        """The server has told what is true of them."""
+        return bool(self._rows)
+
     # What is shown ---------------------------------------------------------------------------------------------------
 
     def _row(self, key: str, width: int) -> Row:

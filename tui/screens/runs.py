@@ -164,13 +164,16 @@ repeated. `e` writes every request into a file.
         if message.count < 0:
             return  # as it was
         runs = {run.id: run for run in message.runs}
+        shown = self._runs.get(self._opened or "")
         self._runs = {**self._runs, **runs} if message.more else runs
         self._count = message.count
         empty = "No run yet: 1-5 run the guide's presets, t compares settings." if not self._text else "No such run."
         self.query_one("#list", Listing).update(tuple(self._runs), self._row, head=run_head, empty=empty)
         self._subtitle()
         self._count_visible(fresh=not message.more)
-        if self._opened in self._runs and self._runs[self._opened].state not in ENDED:
+        if self._opened in self._runs and (
+            self._runs[self._opened].state not in ENDED or self._runs[self._opened] != shown
+        ):
             self._show(self._opened)
 
     @on(Listing.Ended)
