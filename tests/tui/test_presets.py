@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -205,6 +207,25 @@ async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch:
         assert line.asked[1][-5:] == ("--seed", "77", "--yes", "--detach", "--json")
         await until(pilot, lambda: isinstance(app.screen, Tune))
         assert app.journal._follow == "abcd"
+
+
+async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = asyncio.Event()
+
+    async def slow(*arguments: str) -> tuple[int, str, str]:
+        await answer.wait()
+        return 0, json.dumps(PLAN), ""
+
+    monkeypatch.setattr(presets, "ask_chimera", slow)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await pilot.press("v")
+        await until(pilot, lambda: "drawing the plan" in screen_text(app))
+        answer.set()
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, Presets) and "drawing" not in screen_text(app))
 
 
 async def test_a_no_starts_nothing_and_a_failed_plan_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -214,15 +215,21 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def _asked(self, preset: Preset) -> Options:
         return preset.options if self._settable is None else preset.options.only(self._settable)
 
+    @contextmanager
+    def _busy(self, words: str) -> Iterator[None]:
+        """Say what is waited for, as long as it lasts."""
+        presets = self.query_one("#list", Listing)
+        self._planning, presets.border_subtitle = True, words
+        try:
+            yield
+        finally:
+            self._planning, presets.border_subtitle = False, ""
+
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def _compare(self, preset: Preset, target: Target) -> None:
         command = ["sweep", *comparison(preset, self._asked(preset)), *server_flags(target)]
-        self._planning = True
-        self.notify("Looking at the server and drawing the plan …", timeout=4)
-        try:
+        with self._busy("drawing the plan …"):
             code, out, err = await ask_chimera(*command, "--dry-run", "--json")
-        finally:
-            self._planning = False
         if code:
             self.chimera.tell(last_line(err), "error")
             return
@@ -236,7 +243,8 @@ the server clamps; presets with the same effect on this model are named. Its aut
         if answer != "yes":
             return
         self._state.reload_agreed = True
-        code, out, err = await ask_chimera(*command, "--seed", str(drawn["seed"]), "--yes", "--detach", "--json")
+        with self._busy("starting …"):
+            code, out, err = await ask_chimera(*command, "--seed", str(drawn["seed"]), "--yes", "--detach", "--json")
         if code:
             self.chimera.tell(last_line(err), "error")
             return
