@@ -1,13 +1,16 @@
 """How long the Runs page takes on a journal of 10,000 runs with 1,000,000 measurements.
 
 `python benchmarks/journal_scale.py` fills a journal in a temporary folder, opens it in a fresh process and prints one
-line a question: the first answer after opening, the median and the worst of 20. Budget of the design: 100 ms each.
+line a question: the first answer after opening, the median and the worst of 20. Then the same with the screen itself:
+from the key to the rows on it. Budget of the design: 100 ms each.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -106,6 +109,7 @@ def ask(folder: Path) -> None:
     print(json.dumps({"question": "open the journal", "first": (time.perf_counter() - started) * 1000}))
     middle = journal.runs(limit=1)[0].seq // 2
     chosen = journal.runs(limit=1, before=middle)[0]
+    page = journal.runs(limit=50, before=middle)
     questions: dict[str, Callable[[], object]] = {
         "newest page of 50": lambda: journal.runs(limit=50),
         "a page from the middle": lambda: journal.runs(limit=50, before=middle),
@@ -114,6 +118,7 @@ def ask(folder: Path) -> None:
         "page by text": lambda: journal.runs(text="night 50", limit=50),
         "page by text that nothing has": lambda: journal.runs(text="nothing has this", limit=50),
         "page of crashed ones": lambda: journal.runs(state="crashed", limit=50),
+        "counts of a page": lambda: journal.tallies(page),
         "count all": journal.count_runs,
         "count a common model": lambda: journal.count_runs(model=MODELS[1]),
         "show one run": lambda: document(journal, journal.run(chosen.id[:4]), measurements=True),
@@ -137,6 +142,55 @@ def ask(folder: Path) -> None:
         )
 
 
+async def look(folder: Path) -> None:
+    """Use the screen: time from what a key does until its rows are there."""
+    os.environ["CHIMERA_HOME"] = str(folder)
+    from textual.widgets import Input
+
+    from chimera.cli.ui import UiOptions
+    from chimera.tui.app import ChimeraApp
+    from chimera.tui.screens.runs import Runs
+    from chimera.widgets.listing import Listing, Page
+
+    app = ChimeraApp(UiOptions(server="http://127.0.0.1:9"))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause(5.0)  # imports in the background
+
+        async def timed(act: Callable[[], object], shown: Callable[[str], bool]) -> float:
+            started = time.perf_counter()
+            act()
+            # Nobody tells when rows are on the screen: it is looked at.
+            while not (isinstance(app.screen, Runs) and shown(_text(app.screen))):  # noqa: ASYNC110
+                await asyncio.sleep(0.002)
+            return (time.perf_counter() - started) * 1000
+
+        def _text(screen: Runs) -> str:
+            panels = (*screen.query(Listing), *screen.query(Page))
+            return "\n".join("".join(span.text for span in row) for panel in panels for row in panel._rows)
+
+        def find(text: str) -> None:
+            app.screen.query_one("#filter", Input).value = text
+
+        times: dict[str, list[float]] = {"Runs: open": [], "Runs: filter": [], "Runs: show one": []}
+        for _ in range(REPEATS + 1):
+            times["Runs: open"].append(await timed(app.action_runs, lambda text: "sweep" in text and " 100" in text))
+            times["Runs: filter"].append(
+                await timed(lambda: find("night 50"), lambda text: "night 10000" not in text and "night 50" in text)
+            )
+            times["Runs: show one"].append(
+                await timed(app.screen.action_open, lambda text: "median of" in text)  # type: ignore[attr-defined]  # it is Runs
+            )
+            app.screen.dismiss()
+            await pilot.pause()
+        for question, found in times.items():
+            print(
+                json.dumps(
+                    {"question": question, "first": found[0], "median": statistics.median(found[1:]),
+                     "worst": max(found[1:])}
+                )
+            )  # fmt: skip
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10_000)
@@ -145,6 +199,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.ask:
         ask(options.ask)
+        asyncio.run(look(options.ask))
         return 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

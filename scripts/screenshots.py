@@ -50,6 +50,7 @@ async def until(pilot: Pilot[None], reached: Callable[[], bool]) -> None:
 async def main() -> None:
     """Take them all in one run of the app."""
     from chimera.cli.ui import UiOptions
+    from chimera.tui import screens
     from chimera.tui.app import ChimeraApp
 
     OUT.mkdir(exist_ok=True)
@@ -73,6 +74,16 @@ async def main() -> None:
         await until(pilot, lambda: not app.state.running)
         await pilot.pause(1.0)
         write(app, "dashboard-done")
+        await pilot.press("p")
+        await until(pilot, lambda: isinstance(app.screen, screens.Presets) and app.screen.judged)
+        await pilot.pause(1.0)
+        write(app, "presets")
+        await pilot.press("r")
+        await until(pilot, lambda: isinstance(app.screen, screens.Runs))
+        await pilot.pause(1.0)
+        await pilot.press("enter")
+        await pilot.pause(1.0)
+        write(app, "runs")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from textual import on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
+from textual.widget import Widget
 from textual.worker import Worker, WorkerState
 
 from chimera.cli.ui import UiOptions
@@ -55,6 +56,23 @@ def open_ui(options: UiOptions) -> int:
 
 
 IDLE_PAINT_S = 0.95
+NOTES: dict[str, Literal["information", "warning", "error"]] = {
+    "notice": "information",
+    "warn": "warning",
+    "error": "error",
+}
+PALETTE = {
+    "presets": "Presets",
+    "tune": "Tune: compare settings",
+    "doctor": "Doctor: what is wrong",
+    "runs": "Runs: history, export, resume",
+    "alerts": "Alerts",
+    "server": "Pick server and model",
+    "pause": "Pause or resume the run",
+    "stop": "Stop the run",
+    "help": "Help: keys and words",
+}
+"""Bindings that are commands of the palette as well, by their ids."""
 
 
 class ChimeraApp(App[None]):
@@ -66,16 +84,25 @@ class ChimeraApp(App[None]):
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(digit), f"preset({digit})", "Preset", show=False, tooltip="Run the preset on this key")
-            for digit in range(2, 10)
+            for digit in range(1, 10)
         ),
-        Binding("1", "preset(1)", "Presets", key_display="1-9", id="presets"),
+        Binding(
+            "p",
+            "presets",
+            "Presets",
+            key_display="1-9,p",
+            id="presets",
+            tooltip="What each preset asks, and what is true of it here",
+        ),
         Binding("space", "pause", "Pause", id="pause", tooltip="Pause or resume the run"),
         Binding("x", "stop", "Stop", id="stop", tooltip="Stop the run; what was measured is kept"),
-        Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
         Binding("t", "tune", "Tune", id="tune", tooltip="Compare settings, and see what is really better"),
         Binding("d", "doctor", "Doctor", id="doctor", tooltip="What is wrong, why, and what helps"),
-        Binding("l", "alerts", "Alerts", id="alerts", tooltip="What went wrong, also while nobody looked"),
-        Binding("question_mark", "help", "Help", key_display="?", id="help"),
+        Binding("r", "runs", "Runs", id="runs", tooltip="What was measured before; export, follow, resume"),
+        Binding("m", "server", "Model", id="server", tooltip="Pick server and model"),
+        # The log says that there are any, and the key; the footer of a narrow terminal is full.
+        Binding("l", "alerts", "Alerts", id="alerts", show=False, tooltip="What went wrong while nobody looked"),
+        Binding("question_mark", "help", "Help", key_display="?", id="help", tooltip="Keys, and what the words mean"),
         Binding("q", "quit", "Leave", id="leave", tooltip="A run goes on"),
     ]
 
@@ -158,6 +185,7 @@ class ChimeraApp(App[None]):
     @on(RunChanged)
     def _run_changed(self, message: RunChanged) -> None:
         before = self.state.update.run.state if self.state.update else None
+        was_running = self.state.running
         stage = self.state.progress.stage if self.state.progress else None
         other = self.state.take(message.update)
         run, progress, now = message.update.run, self.state.progress, time.monotonic()
@@ -177,6 +205,8 @@ class ChimeraApp(App[None]):
         self._watch()
         if other or run.state != before:
             self.paint()
+        if self.state.running is not was_running:
+            self.refresh_bindings()
 
     def _watch(self) -> None:
         """Telemetry looks at what the state says."""
@@ -266,10 +296,10 @@ class ChimeraApp(App[None]):
             self.board.log_line(text, at=time.time(), level=level)
 
     def tell(self, text: str, level: str = "info") -> None:
-        """A line in the log; problems also as a note that is seen from every screen."""
+        """A line in the log; problems also as a note that is seen from every screen, news where the log is not."""
         self.log_line(text, level)
-        if level in {"warn", "error"}:
-            self.notify(plain(text), severity="error" if level == "error" else "warning", markup=False, timeout=8)
+        if level in NOTES and (level != "notice" or not isinstance(self.screen, Dashboard)):
+            self.notify(plain(text), severity=NOTES[level], markup=False, timeout=8)
 
     # Actions -----------------------------------------------------------------------------------------------------
 
@@ -284,15 +314,23 @@ class ChimeraApp(App[None]):
 
     def action_preset(self, digit: int) -> None:
         """Run the preset on this digit."""
-        if self._may_not("start a run"):
+        if self.may_not("start a run"):
             return
         preset = requests.preset_on(digit)
         if preset is None:
             self.notify(f"No preset on {digit}: put one into {requests.preset_folder()}.", markup=False)
-        elif self.state.target is None:
-            self.notify(f"{plain(self.state.explanation)} Press m to pick one.", severity="warning", markup=False)
         else:
-            self._start(preset)
+            self.run_preset(preset)
+
+    def run_preset(self, preset: Preset) -> bool:
+        """Run it where the next run goes; False where that cannot be, which is said."""
+        if self.may_not("start a run"):
+            return False
+        if self.state.target is None:
+            self.notify(f"{plain(self.state.explanation)} Press m to pick one.", severity="warning", markup=False)
+            return False
+        self._start(preset)
+        return True
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def _start(self, preset: Preset) -> None:
@@ -343,7 +381,7 @@ class ChimeraApp(App[None]):
     def action_pause(self) -> None:
         """Pause or resume the followed run."""
         update = self.state.update
-        if self._may_not("pause a run") or update is None or not self.state.running:
+        if self.may_not("pause a run") or update is None or not self.state.running:
             return
         command: Literal["pause", "resume"] = "resume" if update.run.state == "paused" else "pause"
         self.journal.do(lambda journal: requests.send(journal, update.run.id, command))
@@ -352,7 +390,7 @@ class ChimeraApp(App[None]):
     async def action_stop(self) -> None:
         """Stop the followed run, after one question."""
         update = self.state.update
-        if self._may_not("stop a run") or update is None or not self.state.running:
+        if self.may_not("stop a run") or update is None or not self.state.running:
             return
         answer = await self.push_screen_wait(
             screens.Ask(
@@ -367,7 +405,7 @@ class ChimeraApp(App[None]):
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_server(self) -> None:
         """Pick server and model."""
-        if self._may_not("change the server"):
+        if self.may_not("change the server"):
             return
         if not self.state.servers:
             self.look_for_servers(None)
@@ -377,11 +415,30 @@ class ChimeraApp(App[None]):
 
     def action_tune(self) -> None:
         """Compare settings."""
-        self.push_screen(screens.Tune(self.state))
+        self._go(screens.Tune(self.state))
 
     def action_doctor(self) -> None:
         """What is wrong, why, and what helps."""
-        self.push_screen(screens.Doctor(self.state))
+        self._go(screens.Doctor(self.state))
+
+    def action_presets(self) -> None:
+        """What each preset asks, and what is true of it here."""
+        self._go(screens.Presets(self.state))
+
+    def action_runs(self) -> None:
+        """What was measured before."""
+        self._go(screens.Runs(self.state))
+
+    def _go(self, screen: Screen[None]) -> None:
+        """Open a screen over the dashboard, in place of the one that is there: one key leads back."""
+        if isinstance(self.screen, Dashboard | ModalScreen):
+            self.push_screen(screen)
+        else:
+            self.switch_screen(screen)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys that steer a run are there while one goes on."""
+        return self.state.running if action in {"pause", "stop"} else True
 
     @on(RunBegun)
     def _run_begun(self, message: RunBegun) -> None:
@@ -393,7 +450,8 @@ class ChimeraApp(App[None]):
 
     def action_help(self) -> None:
         """Keys, words, and the help of the focused panel."""
-        about = next((one.HELP for one in [self.focused] if one is not None and one.HELP), None)
+        inside = [] if self.focused is None else self.focused.ancestors_with_self
+        about = next((one.HELP for one in (*inside, self.screen) if isinstance(one, Widget) and one.HELP), None)
         self.push_screen(screens.Help(about))
 
     async def action_quit(self) -> None:
@@ -408,7 +466,8 @@ class ChimeraApp(App[None]):
                     self.farewell += "\nThis system ends your processes at logout: the run ends with your login."
         self.exit()
 
-    def _may_not(self, what: str) -> bool:
+    def may_not(self, what: str) -> bool:
+        """This UI may only look, which is then said."""
         if self.options.read_only:
             self.notify(f"--read-only: this UI cannot {what}.", severity="warning")
         return self.options.read_only
@@ -418,7 +477,9 @@ class ChimeraApp(App[None]):
         yield from super().get_system_commands(screen)
         for preset in requests.presets():
             key = f" (key {preset.digit})" if preset.digit else ""
-            yield SystemCommand(f"Run {preset.title}{key}", str(preset.options), lambda one=preset: self._start(one))
-        yield SystemCommand("Pick server and model", "Which server the next run goes to", self.action_server)
-        yield SystemCommand("Stop the run", "What was measured is kept", self.action_stop)
-        yield SystemCommand("Pause or resume the run", "After the request in flight", self.action_pause)
+            about = str(preset.options)
+            yield SystemCommand(f"Run {preset.title}{key}", about, lambda one=preset: self.run_preset(one))
+        for _, one in self._bindings:
+            if one.id in PALETTE and self.check_action(one.action, ()):
+                about = f"{one.tooltip} (key {one.key if one.key.isalpha() else self.get_key_display(one)})"
+                yield SystemCommand(PALETTE[one.id], about, getattr(self, f"action_{one.action}"))

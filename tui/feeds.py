@@ -118,26 +118,52 @@ class JournalFeed:
         self._post = post
         self._asked: queue.SimpleQueue[Callable[[Journal], None]] = queue.SimpleQueue()
         self._doing = False
-        self._left = threading.Event()
+        self._left = False
+        self._woken = threading.Event()
+        self._opened = threading.Event()
+        self._journal: Journal | None = None
         self._follow: str | None = None
+        self._stay = False
         self._follower: Follower | None = None
 
     def do(self, work: Callable[[Journal], None]) -> None:
         """Do something with the journal, soon, off the UI's thread; what it raises is told."""
         self._asked.put(work)
+        self._woken.set()
+
+    def read(self, name: str, work: Callable[[Journal], None]) -> None:
+        """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that."""
+
+        def guarded() -> None:
+            self._opened.wait()
+            if self._journal is None or self._left:
+                return  # why there is none was told
+            try:
+                work(self._journal)
+            except ChimeraError as error:
+                self._post(Told(str(error), "error"))
+
+        begin(name, self._post, guarded)
+
+    def ready(self, journal: Journal | None) -> None:
+        """Screens can read from this journal; None: there is none to read from."""
+        self._journal = journal
+        self._opened.set()
 
     @property
     def busy(self) -> bool:
         """Something that was asked for is not done yet."""
         return self._doing or not self._asked.empty()
 
-    def follow(self, run_id: str | None) -> None:
-        """Show this run from now on."""
-        self._follow = run_id
+    def follow(self, run_id: str | None, *, stay: bool = False) -> None:
+        """Show this run from now on; with `stay` also after its end, while another one goes on."""
+        self._follow, self._stay = run_id, stay
+        self._woken.set()
 
     def leave(self) -> None:
         """End, after what was asked for."""
-        self._left.set()
+        self._left = True
+        self._woken.set()
 
     def run(self) -> None:
         """Until the app ends."""
@@ -147,14 +173,17 @@ class JournalFeed:
             journal = Journal.open()
         except ChimeraError as error:
             self._post(Told(str(error), "error"))
+            self.ready(None)
             return
+        self.ready(journal)
         try:
             self._follow = self._follow or _active(journal)
             for left in journal.unrestored():
                 self._post(LeftChanged(left.run, left.server_url))
-            self._serve(journal)
-            while not self._left.wait(JOURNAL_S):
+            while not self._left:
+                self._woken.clear()
                 self._serve(journal)
+                self._woken.wait(JOURNAL_S)
             self._serve(journal)  # what was asked for with the last key
         finally:
             journal.close()
@@ -173,7 +202,7 @@ class JournalFeed:
                 update = self._follower.look()
                 if update is not None:
                     self._post(RunChanged(update))
-                    if update.run.state in ENDED:
+                    if update.run.state in ENDED and not self._stay:
                         self._follow = _active(journal) or self._follow
         except ChimeraError as error:
             self._doing = False

@@ -59,6 +59,14 @@ def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, a
     start_worker(journal, run.id)
 
 
+def resume(journal: Journal, feed: JournalFeed, run_id: str) -> None:
+    """Go on with a run that was stopped, failed or crashed, and show it."""
+    from chimera.runner.launch import start_worker
+
+    start_worker(journal, run_id)  # first: whoever follows it would take its old end for the new one
+    feed.follow(run_id)
+
+
 def put_back(journal: Journal, run_id: str, tell: Callable[[str], object]) -> None:
     """Put a server's settings back that a killed run has left changed."""
     from chimera.runner.putback import put_back as restore

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
     from .findings import FindingsPanel
     from .gpu import GpuPanel
     from .host import HostPanel
+    from .keys import KeyBar
     from .lanes import LanesPanel
+    from .listing import Listing, Page
     from .log import EventLog
     from .panel import Panel
     from .progress import RunPanel
@@ -31,7 +33,10 @@ __all__ = [
     "Guide",
     "HostPanel",
     "IntervalPlot",
+    "KeyBar",
     "LanesPanel",
+    "Listing",
+    "Page",
     "Panel",
     "RunPanel",
     "ServerPanel",
@@ -53,7 +58,10 @@ _WHERE = {
     "Guide": "chart",
     "HostPanel": "host",
     "IntervalPlot": "trials",
+    "KeyBar": "keys",
     "LanesPanel": "lanes",
+    "Listing": "listing",
+    "Page": "listing",
     "Panel": "panel",
     "RunPanel": "progress",
     "ServerPanel": "server",

@@ -13,6 +13,7 @@ from . import format
 from .panel import Panel
 from .rows import Line, Row, cells, clean, wrap
 
+NARROW = 28
 LABEL = 10
 
 
@@ -154,6 +155,10 @@ that was derived by a documented rule and not read back. **busy** counts request
 
 
 def _labelled(name: str, text: str, width: int, limit: int = 4) -> list[Row]:
-    """A text with its name before the first line."""
+    """A text with its name before the first line; where a column for names would leave too little, without one."""
+    if width < NARROW:
+        first, *others = wrap(f"{name} {text}", width, limit)
+        head = Line(width).add(name, "muted").add(first.removeprefix(name)).row()
+        return [head, *(Line(width).add(part).row() for part in others)]
     parts = wrap(text, max(width - LABEL, 1), limit)
     return [Line(width).add("" if index else name, "muted", LABEL).add(part).row() for index, part in enumerate(parts)]

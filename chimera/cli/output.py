@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from chimera.domain.text import plain
+from chimera.domain.text import json_text, plain
 from chimera.errors import ChimeraError
 
 if TYPE_CHECKING:
@@ -69,14 +68,6 @@ def open_streams() -> None:
 def emit_json(document: object) -> None:
     """One JSON document on stdout."""
     sys.stdout.write(json_text(document))
-
-
-def json_text(document: object) -> str:
-    """A document as JSON; NaN and infinity are a defect, not data.
-
-    Characters beyond ASCII are escaped: a terminal may show it, in whatever encoding.
-    """
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
 
 
 def emit(text: str = "") -> None:

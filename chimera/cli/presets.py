@@ -15,7 +15,7 @@ from .output import emit, emit_json, emit_table, say
 from .targets import find_target
 
 if TYPE_CHECKING:
-    from chimera.runner.honesty import Expected, Here, PresetRow
+    from chimera.runner.honesty import Here, PresetRow
 
 app = typer.Typer(help="Named configurations.", rich_markup_mode=None, no_args_is_help=True)
 
@@ -48,7 +48,7 @@ def list_(server: Server = None, model: Model = None, embedded: Embedded = False
                     row.preset.digit,
                     row.preset.name,
                     "refused" if row.effective is None else str(row.effective.options),
-                    _against(row),
+                    row.against_default,
                     _counted(row),
                 )
                 for row in rows.values()
@@ -104,9 +104,9 @@ def show(
             emit(f"  {'':9} {note}")
     if row.words:
         emit(f"  {'effect':9} {row.words}")
-    emit(f"  {'verdict':9} {_against(row) or 'not measured against the default here'}")
+    emit(f"  {'verdict':9} {row.against_default or 'not measured against the default here'}")
     for one in row.expectations:
-        emit(f"  {_WHAT[one.what]:9} {_promised(one)}: {_became(one)}")
+        emit(f"  {_WHAT[one.what]:9} {one.promised}: {one.became}")
 
 
 _WHAT = {"decode_tok_s": "tok/s", "ttft_s": "TTFT s", "vram_gb": "VRAM GB", "efficiency": "effic."}
@@ -162,34 +162,19 @@ def _row_facts(row: PresetRow | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _against(row: PresetRow) -> str | None:
-    if row.verdict is None:
-        return None
-    effect = f" {row.verdict.effect - 1:+.1%}" if row.verdict.effect is not None else ""
-    about = "" if row.verdict_scope == "the whole preset" else f", {row.verdict_scope}"
-    return f"{row.verdict.verdict}{effect} (run {row.verdict_run}{about})"
-
-
 def _counted(row: PresetRow) -> str | None:
     """How many of its author's expectations came to what."""
     words = [one.word for one in row.expectations]
     return ", ".join(f"{words.count(word)} {word}" for word in dict.fromkeys(words)) or None
 
 
-def _promised(one: Expected) -> str:
-    return _range((one.low, one.high)) if one.what != "efficiency" else f"{one.low:.2%}"
-
-
-def _became(one: Expected) -> str:
-    value = "" if one.value is None else f", {one.value:.3g} measured"
-    return f"{one.word}{value}" + (f" ({one.reason})" if one.reason else "")
-
-
 def expectation(preset: Preset) -> str:
     """What the preset's author expects, in one line, with where it was measured."""
+    from chimera.runner.honesty import spread
+
     expects = preset.expects
     parts = [
-        f"{_range(bounds)} {unit}"
+        f"{spread(bounds)} {unit}"
         for bounds, unit in (
             (expects.decode_tok_s, "tok/s"),
             (expects.ttft_s, "s TTFT"),
@@ -201,15 +186,6 @@ def expectation(preset: Preset) -> str:
         parts.append(f"{expects.efficiency:.2%} efficiency by the guide's formula")
     where = f" (on {expects.measured_on})" if expects.measured_on and parts else ""
     return ", ".join(parts) + where
-
-
-def _range(bounds: tuple[float | None, float | None]) -> str:
-    low, high = bounds
-    if low is None:
-        return f"under {high:g}"
-    if high is None:
-        return f"over {low:g}"
-    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
 
 
 @app.command()

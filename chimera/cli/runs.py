@@ -16,8 +16,7 @@ from chimera.errors import ConfigError
 
 from . import summary
 from .options import Json, Measurements, RunRef
-from .output import emit_json, emit_table, json_text, say
-from .work import facts_of
+from .output import emit_json, emit_table, say
 
 if TYPE_CHECKING:
     from chimera.domain.server import ServerKind
@@ -106,6 +105,7 @@ def show(
     json: Json = False,
 ) -> None:
     """One run with its figures."""
+    from chimera.runner.facts import facts_of
     from chimera.store.journal import Journal
 
     journal = Journal.open()
@@ -126,27 +126,18 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")] = None,
 ) -> None:
     """Every measurement of a run, from which each figure can be computed anew."""
-    from chimera.store.document import export_benchstat, export_csv
+    from chimera.runner.facts import exported, write_export
     from chimera.store.journal import Journal
 
     journal = Journal.open()
     try:
         found = journal.run(ref)
-        if format_ is Format.JSON:
-            text = json_text(facts_of(journal, found, measurements=True))
-        else:
-            text = (export_csv if format_ is Format.CSV else export_benchstat)(journal, found)
+        if output is None:
+            sys.stdout.write(exported(journal, found, format_.value))
+            return
+        write_export(journal, found, format_.value, output)
     finally:
         journal.close()
-    if output is None:
-        sys.stdout.write(text)
-        return
-    try:
-        part = output.with_name(f".{output.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(output)
-    except OSError as error:
-        raise ConfigError(f"--output {output} cannot be written: {error}") from error
     say(f"run {found.id} written to {output}")
 
 

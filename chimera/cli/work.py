@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -146,23 +146,13 @@ def follow(journal: Journal, created: Run, *, detach: bool, json: bool, measurem
 
 def show_run(journal: Journal, ended: Run, json: bool, measurements: bool) -> None:
     """A run's figures on stdout."""
+    from chimera.runner.facts import facts_of
+
     facts = facts_of(journal, ended, measurements=measurements)
     if json:
         emit_json(facts)
     else:
         summary.emit_run(facts)
-
-
-def facts_of(journal: Journal, run: Run, *, measurements: bool) -> dict[str, Any]:
-    """The document of a run; that of several agents with what each of them got."""
-    from chimera.store.document import document
-
-    facts = document(journal, run, measurements=measurements)
-    if run.kind == "agents" or run.workload.agents > 1:
-        from chimera.runner.agents_report import report
-
-        facts["agents"] = report(journal, run)
-    return facts
 
 
 def attach(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 
@@ -25,3 +26,11 @@ def plain(text: str, *, one_line: bool = True) -> str:
         char if char == "\n" or unicodedata.category(char) not in {"Cc", "Cs", "Co", "Cn"} else "\ufffd"
         for char in text
     )
+
+
+def json_text(document: object) -> str:
+    """A document as JSON; NaN and infinity are a defect, not data.
+
+    Characters beyond ASCII are escaped: a terminal may show it, in whatever encoding.
+    """
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"

@@ -98,6 +98,27 @@ class Expected:
     reason: str = ""
     run: str | None = None
 
+    @property
+    def promised(self) -> str:
+        """What the author gave, in a few words."""
+        return spread((self.low, self.high)) if self.what != "efficiency" else f"{self.low:.2%}"
+
+    @property
+    def became(self) -> str:
+        """What became of it here: the word, what was measured, and why it cannot be compared."""
+        value = "" if self.value is None else f", {self.value:.3g} measured"
+        return f"{self.word}{value}" + (f" ({self.reason})" if self.reason else "")
+
+
+def spread(ends: tuple[float | None, float | None]) -> str:
+    """A range in words: `98-103`, `under 0.5`, `over 99`."""
+    low, high = ends
+    if low is None:
+        return f"under {high:g}"
+    if high is None:
+        return f"over {low:g}"
+    return f"{low:g}" if low == high else f"{low:g}-{high:g}"
+
 
 @dataclass(frozen=True, slots=True)
 class PresetRow:
@@ -138,6 +159,18 @@ class PresetRow:
             effect = f" ({self.verdict.effect - 1:+.1%})" if self.verdict.effect is not None else ""
             parts.append(f"{self.verdict.verdict}{effect} against the default in run {self.verdict_run}")
         return "; ".join(parts)
+
+    @property
+    def against_default(self) -> str | None:
+        """The verdict with its effect, interval and run; None where there is none."""
+        if self.verdict is None:
+            return None
+        effect = f" {self.verdict.effect - 1:+.1%}" if self.verdict.effect is not None else ""
+        interval = ""
+        if self.verdict.ci is not None:
+            interval = f", {self.verdict.ci[0] - 1:+.1%} to {self.verdict.ci[1] - 1:+.1%}"
+        about = "" if self.verdict_scope == "the whole preset" else f", {self.verdict_scope}"
+        return f"{self.verdict.verdict}{effect}{interval} (run {self.verdict_run}{about})"
 
 
 def preset_rows(presets: Sequence[Preset], here: Here, measured: Iterable[Measured] = ()) -> tuple[PresetRow, ...]:

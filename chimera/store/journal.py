@@ -50,9 +50,9 @@ from chimera.errors import ConfigError, JournalError
 from . import codec, database, schema
 from .home import home
 from .lock import WorkerLock, is_held
-from .records import Command, Event, Level, Remembered, Row
+from .records import Command, Event, Level, Remembered, Row, Tally
 
-__all__ = ["Command", "Event", "Journal", "Level", "Remembered", "Row"]
+__all__ = ["Command", "Event", "Journal", "Level", "Remembered", "Row", "Tally"]
 
 SAMPLES_KEPT = 7200
 """Telemetry samples a run, or of the live monitor: two hours at 1 Hz; of more, the older half gets thinner."""
@@ -253,6 +253,23 @@ class Journal:
         query = select(func.count()).select_from(schema.run).where(*self._filters(kind, state, model, text))
         with self._reading() as connection:
             return connection.scalar(query) or 0
+
+    def tallies(self, runs: Sequence[Run]) -> dict[str, Tally]:
+        """Counts of requests, by id, of the runs that a page shows: they cost more than the runs themselves."""
+        table = schema.measurement
+        kept = table.c.void_reason.is_(None)
+        query = (
+            select(
+                table.c.run,
+                func.count().filter(kept, table.c.role == "measure").label("valid"),
+                func.count().filter(~kept).label("void"),
+            )
+            .where(table.c.run.in_([run.seq for run in runs]))
+            .group_by(table.c.run)
+        )
+        with self._reading() as connection:
+            found = {row.run: Tally(row.valid, row.void) for row in connection.execute(query)}
+        return {run.id: found.get(run.seq, Tally()) for run in runs}
 
     def _filters(
         self, kind: RunKind | None, state: RunState | None, model: str | None, text: str | None

@@ -28,6 +28,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Tally:
+    """How many requests of a run count, and how many do not."""
+
+    valid: int = 0
+    void: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One line of the log of what happened."""
 

@@ -18,9 +18,9 @@ from chimera.domain.workload import Workload
 from chimera.errors import ConfigError, JournalError
 from chimera.store import journal as journal_module
 from chimera.store import schema
-from chimera.store.journal import Journal, Remembered, new_id
+from chimera.store.journal import Journal, Remembered, Tally, new_id
 
-from .samples import BASELINE, FULL, HIGH, TARGET, Clock, new_run, request
+from .samples import BASELINE, FULL, HIGH, TARGET, Clock, new_run, request, whole_session
 
 
 def test_the_full_measurement_of_the_tests_leaves_no_field_at_its_default() -> None:
@@ -47,6 +47,14 @@ def test_a_run_comes_back_as_it_was_made(journal: Journal) -> None:
     )
     assert journal.run(made.id) == made
     assert made.plan == {"axes": {"num_gpu": [0, 1]}}
+
+
+def test_a_page_of_runs_is_counted_at_once(journal: Journal) -> None:
+    full, empty = new_run(journal), new_run(journal)
+    whole_session(journal, full, 1, "c0", [90.0, 91.0])
+    journal.add_measurements(full.id, 1, [request(None, void_reason="cache-hit"), request(None, role="warmup")])
+    assert journal.tallies([full, empty]) == {full.id: Tally(2, 1), empty.id: Tally()}
+    assert journal.tallies([]) == {}
 
 
 def test_what_a_run_met_comes_back(journal: Journal) -> None:

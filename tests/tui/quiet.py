@@ -31,6 +31,11 @@ class Unasked(JournalFeed):
         """Only kept."""
         self._kept.append(work)
 
+    def read(self, name: str, work: Callable[[Journal], None]) -> None:
+        """Nothing to read before a test has given a journal."""
+        if self._opened.is_set():
+            super().read(name, work)
+
 
 class Unwatched(TelemetryFeed):
     """Looks at nothing."""
@@ -94,3 +99,8 @@ async def until(pilot: Pilot[None], reached: Callable[[], object]) -> None:
             return
         await pilot.pause(0.02)
     raise AssertionError("the app did not come to that")
+
+
+def notes(app: ChimeraApp) -> str:
+    """What the app has said in notes, whole."""
+    return " ".join(one.message for one in app._notifications)

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from .ask import Ask as Ask
     from .doctor import Doctor as Doctor
     from .help import Help as Help
+    from .presets import Presets as Presets
+    from .runs import Runs as Runs
     from .servers import PickServer as PickServer
     from .tune import Tune as Tune
 
@@ -21,6 +23,8 @@ _WHERE = {
     "Doctor": "doctor",
     "Help": "help",
     "PickServer": "servers",
+    "Presets": "presets",
+    "Runs": "runs",
     "Tune": "tune",
 }
 

@@ -8,12 +8,12 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.screen import Screen
-from textual.widgets import Footer
 
 from chimera.widgets.chart import zoom
 from chimera.widgets.findings import FindingsPanel
 from chimera.widgets.gpu import GpuPanel
 from chimera.widgets.host import HostPanel
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.lanes import LanesPanel
 from chimera.widgets.log import EventLog
 from chimera.widgets.progress import RunPanel
@@ -72,7 +72,7 @@ class Dashboard(Screen[None]):
             yield RunPanel(id="run", hint=HINT)
             yield EventLog(id="log")
         yield FindingsPanel(id="findings")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     @property
     def has_panels(self) -> bool:

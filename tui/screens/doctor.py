@@ -19,7 +19,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
 from textual.screen import Screen
-from textual.widgets import Footer, Markdown, OptionList, Static
+from textual.widgets import Markdown, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chimera.domain.finding import SEVERITIES, Evidence, Finding
@@ -31,6 +31,7 @@ from chimera.telemetry.serverlog import ServiceLog
 from chimera.widgets import format
 from chimera.widgets.chart import Guide, TimeChart
 from chimera.widgets.findings import WORDS, evidence_text
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.log import SIGNS
 
 from .. import feeds
@@ -74,7 +75,7 @@ what speaks for and against them. `f` tries a remedy that is a setting: before a
 verdict says whether it helped. Nothing here means that nothing was seen.
 """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Explain", tooltip="Evidence, causes, and what it means"),
+        Binding("enter", "open", "Explain", key_display="enter", tooltip="Evidence, causes, and what it means"),
         Binding("f", "fix", "Try remedy", tooltip="Apply a remedy and measure before and after"),
         Binding("h", "heat", "Heat check", tooltip="A sustained load, judged by temperature and rate"),
         Binding("b", "bundle", "Bundle", tooltip="Write the evidence for a bug report"),
@@ -105,7 +106,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             yield TimeChart("evidence", id="curve", gap_s=1e9)
             with VerticalScroll(id="page"):
                 yield Markdown(id="text", open_links=False)
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Show what is known."""

@@ -19,16 +19,26 @@ _KEYS = """\
 | `6`-`9` | run one of your own |
 | `space` | pause or resume the run |
 | `x` | stop the run (asks once) |
-| `m` | pick server and model |
+| `p` | Presets: what each asks, what is true of it on this model |
 | `t` | Tune: compare settings, see what is really better, apply it |
 | `d` | the Doctor: what is wrong, why, what helps |
+| `r` | Runs: history, one in full, export, follow, resume |
+| `m` | pick server and model |
 | `l` | alerts: what went wrong, also while nobody looked |
+| `ctrl+p` | all commands, themes too |
+| `?` | this page |
+| `q` | leave; a run goes on |
+
+On the dashboard:
+
+| key | does |
+|---|---|
 | `c` | another reading in the second chart |
 | `f` | freeze the charts |
 | `+` `-` | longer or shorter charts |
 | `tab` `z` | move between panels; maximise the focused one |
-| `ctrl+p` | all commands, themes too |
-| `q` | leave; a run goes on |
+
+The other screens show their own keys at the bottom; `esc` leads back.
 
 A run belongs to its worker process, not to this screen: leave, lose the connection, come back, and it is still here.
 

@@ -17,7 +17,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import Screen
-from textual.widgets import Footer, Input, OptionList, Static
+from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chimera.domain.options import OPTION_NAMES, Options
@@ -27,6 +27,7 @@ from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
 from chimera.widgets import format
 from chimera.widgets.arms import ArmsPanel
+from chimera.widgets.keys import KeyBar
 from chimera.widgets.progress import STAGES
 from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
@@ -108,7 +109,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             yield TrialTable(id="table")
             yield IntervalPlot(id="plot")
             yield ArmsPanel(id="arms")
-        yield Footer(show_command_palette=False, compact=True)
+        yield KeyBar()
 
     def on_mount(self) -> None:
         """Show what is known."""
@@ -166,7 +167,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         """Ask for the figures of a run with agents, once, when no measurement can be disturbed by it any more."""
         code, out, err = await ask_chimera("runs", "show", run_id, "--json")
         if code:
-            self.notify(plain(_last(err)), markup=False)
+            self.notify(plain(last_line(err)), markup=False)
             return
         found = json.loads(out).get("agents")
         if found is not None:
@@ -253,7 +254,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         """The comparison as the command line takes it."""
         target = self._state.target
         assert target is not None
-        typed = [part for name in OPTION_NAMES if name in self._values for part in (_flag(name), self._values[name])]
+        typed = [part for name in OPTION_NAMES if name in self._values for part in (flag(name), self._values[name])]
         return ["sweep", *typed, "--objective", self._objective, *server_flags(target)]
 
     def _ready(self) -> bool:
@@ -279,14 +280,14 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         finally:
             self._planning = False
         if code:
-            self._say(_last(err))
+            self._say(last_line(err))
             return
         self._drawn = json.loads(out)
         self._say(plan_text(self._drawn))
 
     def action_start(self) -> None:
         """Start what was planned."""
-        if self.has_class("-live") or not self._ready() or self.chimera._may_not("start a comparison"):
+        if self.has_class("-live") or not self._ready() or self.chimera.may_not("start a comparison"):
             return
         if self._drawn is None:
             self._say("p first: a comparison starts from a plan that was seen.")
@@ -316,7 +317,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         agreed = ["--yes"] if self._state.reload_agreed else []
         code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
         if code:
-            self._say(_last(err))
+            self._say(last_line(err))
             return
         self._left = None
         self.chimera.journal.follow(json.loads(out)["run"]["id"])
@@ -324,7 +325,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
         update = self.compared
-        if update is None or self.chimera._may_not("apply settings"):
+        if update is None or self.chimera.may_not("apply settings"):
             return
         best: dict[str, Any] = (update.run.plan.get("result") or {}).get("recommendation") or {}
         if update.run.state != "done":
@@ -342,7 +343,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         self.chimera.tell(f"applying what run {update.run.id} recommends as {plain(name)} …")
         code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
         if code not in {0, 1}:
-            self.chimera.tell(_last(err), "error")
+            self.chimera.tell(last_line(err), "error")
             return
         said = json.loads(out)
         self.chimera.tell(f"{said['words']} {(said.get('applied') or {}).get('made') or ''}".strip(), "notice")
@@ -391,11 +392,13 @@ def server_flags(target: Target) -> list[str]:
     return ["--server", target.url or "", *(["--model", target.model] if target.model else [])]
 
 
-def _flag(name: str) -> str:
+def flag(name: str) -> str:
+    """An option as the command line spells it."""
     return f"--{name.replace('_', '-')}"
 
 
-def _last(err: str) -> str:
+def last_line(err: str) -> str:
+    """The last sentence of what the command line said."""
     lines = [line for line in err.strip().splitlines() if line.strip()]
     return lines[-1] if lines else "The command line gave no answer."
 

@@ -1,0 +1,333 @@
+"""The Runs screen: the newest first, what is typed filters, one run in full, exported, followed, resumed."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from syrupy.assertion import SnapshotAssertion
+from textual.message import Message
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from chimera.cli.ui import UiOptions
+from chimera.domain.finding import Evidence, Finding
+from chimera.domain.run import Run, RunState, Session
+from chimera.domain.server import ModelInfo
+from chimera.domain.verdict import Verdict
+from chimera.runner.facts import facts_of
+from chimera.store.journal import Journal, Tally
+from chimera.tui.feeds import JournalFeed
+from chimera.tui.messages import RunChanged, Told
+from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.runs import PAGE, Counted, Listed, Runs, Shown
+from chimera.widgets.history import run_page
+from chimera.widgets.listing import Listing
+from chimera.widgets.rows import text_of
+from tests.store.samples import new_run, request, whole_session
+from tests.widgets import data
+from tests.widgets.screens import ScreenText, screen_text
+
+from .quiet import QuietApp, notes, until, update
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with Journal.open() as opened:
+        yield opened
+
+
+def compared(journal: Journal) -> Run:
+    """A sweep with a verdict, a void request and a finding."""
+    run = new_run(journal, name="night shift", model="gemma3:4b")
+    whole_session(journal, run, 1, "c0", [90.0, 91.0])
+    whole_session(journal, run, 2, "c1", [99.0, 100.0])
+    journal.begin_session(run.id, Session(3, "c1", round=2))
+    journal.add_measurement(run.id, 3, request(None, void_reason="cache-hit"))
+    journal.end_session(run.id, 3, "void")
+    journal.set_verdicts(run.id, [Verdict("c1", "c0", "decode_tok_s", "better", 1.1, (1.05, 1.15), 0.975, 8)])
+    found = Finding("measurement-noise", "notice", "Rates [scatter]", (Evidence("scatter", 0.08),))
+    journal.set_findings(run.id, [found])
+    journal.set_state(run.id, "done")
+    return run
+
+
+async def opened(app: QuietApp, pilot: Pilot[None], journal: Journal) -> Runs:
+    app.journal.ready(journal)
+    await pilot.press("r")
+    await until(pilot, lambda: isinstance(app.screen, Runs) and "run" in screen_text(app))
+    assert isinstance(app.screen, Runs)
+    return app.screen
+
+
+async def painted(app: QuietApp, pilot: Pilot[None], text: str) -> None:
+    """Until it is on the screen, which looks for it by itself."""
+    for _ in range(200):
+        await pilot.pause(0.05)
+        app.paint()
+        if text in screen_text(app):
+            return
+    raise AssertionError(f"{text!r} did not come:\n{screen_text(app)}")
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+async def test_the_newest_comes_first_and_opens_to_its_figures(size: tuple[int, int], journal: Journal) -> None:
+    run, later = compared(journal), new_run(journal, "run", preset="quality-focused")
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: "4+1" in screen_text(app))
+        text = screen_text(app)
+        assert text.index(later.id) < text.index(run.id)
+        for said in ("night shift", "gemma3:4b", "quality-focused", "queued", "2 runs"):
+            assert said in text
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "4 valid, 1 void (1 cache-hit)" in screen_text(app))
+        await pilot.press("tab", "end")
+        await until(pilot, lambda: "Rates [scatter]" in screen_text(app))
+        text = screen_text(app)
+        for said in ("▲ better", "+10.0 %", "97.5 %", "+5.0 %", "8 rounds"):
+            assert said in text
+        await pilot.press("escape")
+        await until(pilot, lambda: "Rates [scatter]" not in screen_text(app))
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Runs))
+
+
+async def test_typing_filters_and_escape_shows_all_again(journal: Journal) -> None:
+    run, other = compared(journal), new_run(journal, "run", preset="quality-focused")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: other.id in screen_text(app))
+        await pilot.press("slash", *"night")
+        await until(pilot, lambda: other.id not in screen_text(app))
+        assert run.id in screen_text(app)
+        assert "1 run with “night”" in screen_text(app)
+        await pilot.press("enter", "enter")
+        await until(pilot, lambda: "better" in screen_text(app))
+        await pilot.press("escape", "escape")
+        await until(pilot, lambda: other.id in screen_text(app))
+        await pilot.press("slash", *"no such thing")
+        await until(pilot, lambda: "No such run" in screen_text(app))
+
+
+async def test_a_long_history_is_read_page_by_page_and_counted_only_where_it_is_seen(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    tallies = journal.tallies
+
+    def watched(runs: Sequence[Run]) -> dict[str, Tally]:
+        counted.append(len(runs))
+        return tallies(runs)
+
+    monkeypatch.setattr(journal, "tallies", watched)
+    runs = [new_run(journal, "run") for _ in range(PAGE + 20)]
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: f"{PAGE + 20} runs" in screen_text(app))
+        assert runs[0].id not in screen_text(app)
+        for _ in range(2):
+            await pilot.press("end")
+            await pilot.pause(0.2)
+        await until(pilot, lambda: len(app.screen.query_one(Listing)._keys) == PAGE + 20)
+        await pilot.press("end")
+        await until(pilot, lambda: runs[0].id in screen_text(app))
+        assert counted
+        assert max(counted) <= 24
+
+
+async def test_what_another_process_writes_shows_without_a_key(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chimera.tui.screens import runs
+
+    monkeypatch.setattr(runs, "LOOK_S", 0.1)
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: "No run yet" in screen_text(app))
+        with Journal.open() as other:
+            run = new_run(other, "run")
+            await painted(app, pilot, run.id)
+            await pilot.press("enter")
+            await until(pilot, lambda: "run " + run.id in screen_text(app))
+            other.set_state(run.id, "running")
+            other.set_state(run.id, "failed", "the server went away")
+        await painted(app, pilot, "the server went away")
+
+
+async def test_the_export_tells_its_file_and_writes_over_none(journal: Journal) -> None:
+    run = compared(journal)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        for number in (1, 2):
+            await pilot.press("e")
+            await until(pilot, lambda: isinstance(app.screen, Ask))
+            await pilot.press("j")
+            name = f"chimera-{run.id}{'' if number == 1 else '-2'}.json"
+            await until(pilot, Path(name).exists)
+            await until(pilot, lambda: isinstance(app.screen, Runs))
+            assert len(json.loads(Path(name).read_text())["measurements"]) == 7
+        await until(pilot, lambda: f"chimera-{run.id}-2.json" in notes(app))
+        await pilot.press("e", "c")
+        await until(pilot, Path(f"chimera-{run.id}.csv").exists)
+
+
+async def test_a_run_that_has_ended_is_shown_on_the_dashboard(journal: Journal) -> None:
+    run = compared(journal)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: not isinstance(app.screen, Runs))
+        assert app.journal._follow == run.id
+
+
+async def test_a_stopped_run_goes_on_after_a_yes_and_not_beside_another(journal: Journal) -> None:
+    run = new_run(journal, "run")
+    journal.set_state(run.id, "stopped")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        app.post_message(RunChanged(update(first=True)))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        assert "k7f2 goes on" in screen_text(app)
+        assert "go on with it" not in screen_text(app)
+        await pilot.press("n")
+        await until(pilot, lambda: isinstance(app.screen, Runs))
+        app.post_message(RunChanged(update("done")))
+        await pilot.press("f")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        assert app.asked == []
+        await pilot.press("y")
+        await until(pilot, lambda: not isinstance(app.screen, Runs | Ask))
+        assert len(app.asked) == 1  # the worker is started by the journal's thread
+
+
+async def test_a_ui_that_may_only_read_shows_a_stopped_run_and_resumes_none(journal: Journal) -> None:
+    run = new_run(journal, "run")
+    journal.set_state(run.id, "stopped")
+    app = QuietApp(UiOptions(embedded=True, read_only=True))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: not isinstance(app.screen, Runs | Ask))
+        assert app.journal._follow == run.id
+        assert app.asked == []
+
+
+async def test_text_of_a_run_is_data(journal: Journal) -> None:
+    evil = "\x1b[2J[bold]x[/] \u202eabc\r\n\x9b31m"
+    run = new_run(journal, "run", name=evil, model=evil)
+    journal.set_state(run.id, "failed", evil)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await opened(app, pilot, journal)
+        await until(pilot, lambda: "[bold]x[/]" in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "ended" in screen_text(app))
+        await pilot.press("slash")
+        screen.query_one("#filter", Input).value = "[bold]x[/]"
+        await until(pilot, lambda: "1 run with" in screen_text(app))
+        assert not set(screen_text(app)) & {"\x1b", "\x9b", "\x07", "\u202e", "\r"}
+
+
+def test_the_page_of_a_run_says_what_did_not_count_at_any_width(journal: Journal) -> None:
+    told = facts_of(journal, journal.run(compared(journal).id), measurements=False)
+    for width in (40, 76, 200):
+        rows = [text_of(row) for row in run_page(told, width)]
+        assert max(len(row) for row in rows) <= width
+        assert "cache-hit" in " ".join(" ".join(rows).split())
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)], ids=lambda size: f"{size[0]}x{size[1]}")
+async def test_the_screen(
+    size: tuple[int, int], snapshot: SnapshotAssertion, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    told = facts_of(journal, journal.run(compared(journal).id), measurements=False)
+    told["run"] |= {"id": "k7f2", "started_at": "2025-11-28T14:00:00Z", "ended_at": "2025-11-28T14:08:20Z"}
+    states: tuple[RunState, ...] = ("done", "done", "stopped", "failed", "crashed", "done")
+    runs = tuple(
+        replace(data.RUN, id=f"r{number}xy", state=state, seq=9 - number, created_at=data.WALL - 9000 * number,
+                model=ModelInfo("a-model-with-a-long-name:27b-instruct-q4_K_M") if number == 3 else data.MODEL)
+        for number, state in enumerate(states)
+    )  # fmt: skip
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        await pilot.press("r")
+        await until(pilot, lambda: isinstance(app.screen, Runs))
+        screen = app.screen
+        assert isinstance(screen, Runs)
+        screen.post_message(Listed(screen._asked, runs, 6, 1))
+        screen.post_message(Counted({run.id: (12, number) for number, run in enumerate(runs)}))
+        await pilot.press("enter")
+        screen.post_message(Shown("r0xy", told))
+        await pilot.pause()
+        assert screen_text(app) == snapshot.use_extension(ScreenText)
+
+
+def test_a_run_that_is_looked_at_stays_while_another_goes_on(journal: Journal) -> None:
+    """And the followed one gives way to the next one that is worked on when it ends."""
+    done, active = compared(journal), new_run(journal, "run")
+    posted: list[Message] = []
+    feed = JournalFeed(posted.append)
+    feed.follow(done.id, stay=True)
+    thread = threading.Thread(target=feed.run)
+    thread.start()
+
+    def seen(run: Run) -> bool:
+        return any(isinstance(one, RunChanged) and one.update.run.id == run.id for one in posted)
+
+    def wait(reached: object) -> None:
+        deadline = time.monotonic() + 10
+        while not reached() and time.monotonic() < deadline:  # type: ignore[operator]
+            time.sleep(0.02)
+
+    try:
+        wait(lambda: seen(done))
+        time.sleep(0.6)
+        assert seen(done)
+        assert not seen(active)
+        feed.follow(done.id)
+        feed.do(lambda journal: journal.rename(done.id, "again"))
+        journal.rename(active.id, "x")
+        wait(lambda: seen(active))
+        assert seen(active)
+    finally:
+        feed.leave()
+        thread.join(5)
+
+
+def test_a_journal_that_cannot_be_opened_is_told_once_and_screens_read_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    posted: list[Message] = []
+    feed = JournalFeed(posted.append)
+    read: list[Journal] = []
+    feed.read("runs", read.append)
+    feed.run()
+    time.sleep(0.1)
+    assert [type(one) for one in posted] == [Told]
+    assert read == []

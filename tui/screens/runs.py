@@ -1,0 +1,384 @@
+"""Runs: what was measured here, the newest first; one of them in full, exported, followed or resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.screen import Screen
+from textual.widgets import Input
+
+from chimera.domain.run import ENDED, RESUMABLE, Run
+from chimera.domain.text import plain
+from chimera.widgets.history import run_head, run_page, run_row
+from chimera.widgets.keys import KeyBar
+from chimera.widgets.listing import Listing, Page
+from chimera.widgets.rows import Line, Row
+
+from .. import requests
+from ..messages import Told
+from .ask import Answer, Ask
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
+
+    from ..app import ChimeraApp
+    from ..state import LiveState
+
+PAGE = 100
+"""Runs that are read at a time."""
+LOOK_S = 2.0
+"""Between two looks for what other processes have written."""
+
+
+@dataclass
+class Listed(Message):
+    """Runs that the journal gave."""
+
+    asked: int
+    """Which question it answers: answers to older ones are of no use."""
+    runs: tuple[Run, ...]
+    count: int
+    """How many there are in all."""
+    token: int
+    """Of the journal as it was read; another one says that something was written since."""
+    more: bool = False
+    """They come after those that are there."""
+
+
+@dataclass
+class Counted(Message):
+    """Requests of the runs on the screen: valid, void."""
+
+    counts: Mapping[str, tuple[int, int]]
+
+
+@dataclass
+class Shown(Message):
+    """A run's document."""
+
+    run_id: str
+    told: Mapping[str, Any]
+
+
+class Runs(Screen[None]):
+    """A list that is filtered by typing, and the run under its cursor in full."""
+
+    CSS_PATH = "runs.tcss"
+    AUTO_FOCUS = "#list"
+    HELP: ClassVar[str | None] = """\
+## Runs
+
+Everything that was measured here, the newest first, whoever started it. `/` filters by a part of an id, name, preset,
+kind, model or error. `enter` shows the run under the cursor: its figures, verdicts, findings, and what did not count.
+`f` shows it on the dashboard, and goes on with one that was stopped, failed or crashed: nothing that is finished is
+repeated. `e` writes every request into a file.
+"""
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "Show", key_display="enter", tooltip="Figures, verdicts, findings, counts"),
+        Binding("slash", "filter", "Filter", key_display="/", tooltip="By id, name, preset, kind, model or error"),
+        Binding("f", "follow", "Follow", tooltip="Show it on the dashboard; go on with one that has not ended"),
+        Binding("e", "export", "Export", tooltip="Write every request into a file"),
+        Binding("escape,r", "leave", "Back"),
+    ]
+
+    def __init__(self, state: LiveState) -> None:
+        super().__init__()
+        self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
+        self._state = state
+        self._text = ""
+        self._runs: dict[str, Run] = {}
+        self._count = 0
+        self._counts: dict[str, tuple[int, int]] = {}
+        self._asked = 0
+        self._token: int | None = None
+        self._looked = 0.0
+        self._waiting = False
+        self._growing = False
+        self._opened: str | None = None
+
+    def compose(self) -> ComposeResult:
+        """A line to type in, the list, and one run in full."""
+        yield Input(
+            id="filter", placeholder="part of an id, name, preset, kind, model or error; enter keeps, esc clears"
+        )
+        runs = Listing(id="list")
+        runs.border_title = "Runs"
+        yield runs
+        yield Page(id="page", hint="tab, then ↓")
+        yield KeyBar()
+
+    def on_mount(self) -> None:
+        """Ask for the newest."""
+        self.query_one("#list", Listing).update((), self._row, head=run_head, empty="reading the journal …")
+        self._ask()
+
+    @property
+    def chimera(self) -> ChimeraApp:
+        """The app, by its own type."""
+        from ..app import ChimeraApp
+
+        assert isinstance(self.app, ChimeraApp)
+        return self.app
+
+    # The list --------------------------------------------------------------------------------------------------------
+
+    def paint(self, state: LiveState, now: float) -> None:
+        """Look for what was written since, now and then."""
+        self._state = state
+        if not self._waiting and now - self._looked >= LOOK_S:
+            self._ask(again=True)
+
+    def _post(self, message: Message) -> None:
+        """From a thread, which may outlive the screen."""
+        if isinstance(message, Told):
+            self.chimera.post(message)
+        elif self.is_attached:
+            self.post_message(message)
+
+    def _ask(self, *, again: bool = False) -> None:
+        """Read what the filter lets through; `again`: only where something was written, as much as is there."""
+        self._asked += 1
+        self._looked, self._waiting = time.monotonic(), True
+        asked, text, limit = self._asked, self._text, max(PAGE, len(self._runs)) if again else PAGE
+        # A worker that died writes nothing: a run that goes on is looked at again in any case.
+        active = any(run.state not in ENDED for run in self._runs.values())
+        token = self._token if again and not active else None
+        self.chimera.journal.read("runs", lambda journal: look(self._post, journal, asked, text, limit, token))
+
+    @on(Listed)
+    def _listed(self, message: Listed) -> None:
+        if message.more:
+            self._growing = False
+        if message.asked != self._asked:
+            return
+        self._waiting, self._token = False, message.token
+        if message.count < 0:
+            return  # as it was
+        runs = {run.id: run for run in message.runs}
+        shown = self._runs.get(self._opened or "")
+        self._runs = {**self._runs, **runs} if message.more else runs
+        self._count = message.count
+        empty = "No run yet: 1-5 run the guide's presets, t compares settings." if not self._text else "No such run."
+        self.query_one("#list", Listing).update(tuple(self._runs), self._row, head=run_head, empty=empty)
+        self._subtitle()
+        self._count_visible(fresh=not message.more)
+        if self._opened in self._runs and (
+            self._runs[self._opened].state not in ENDED or self._runs[self._opened] != shown
+        ):
+            self._show(self._opened)
+
+    @on(Listing.Ended)
+    def _more(self) -> None:
+        if self._growing or len(self._runs) >= self._count:
+            return
+        self._growing = True
+        last = next(reversed(self._runs.values())).seq
+        asked, text, count = self._asked, self._text, self._count
+        self.chimera.journal.read("runs", lambda journal: grow(self._post, journal, asked, text, last, count))
+
+    def _row(self, key: str, width: int) -> Row:
+        run = self._runs.get(key)
+        return run_row(run, self._counts.get(key), time.time(), width) if run else Line(width).row()
+
+    def _subtitle(self) -> None:
+        shown = f"{self._count:,} run{'s' if self._count != 1 else ''}"
+        of = f"{shown} with “{plain(self._text)}”" if self._text else shown
+        runs = self.query_one("#list", Listing)
+        if runs.border_subtitle != of:
+            runs.border_subtitle = of.replace("[", "\\[")
+
+    def _count_visible(self, *, fresh: bool = False) -> None:
+        """Ask for the counts that the screen lacks; of runs that go on again each time."""
+        keys = self.query_one("#list", Listing).on_screen
+        wanted = [
+            self._runs[key]
+            for key in keys
+            if key in self._runs and (key not in self._counts or (fresh and self._runs[key].state not in ENDED))
+        ]
+        if wanted:
+            self.chimera.journal.read("counts", lambda journal: count(self._post, journal, wanted))
+
+    @on(Counted)
+    def _counted(self, message: Counted) -> None:
+        self._counts.update(message.counts)
+        self.query_one("#list", Listing).redraw()
+
+    # Filter ----------------------------------------------------------------------------------------------------------
+
+    def action_filter(self) -> None:
+        """Type what is looked for."""
+        self.add_class("-filtering")
+        self.query_one("#filter", Input).focus()
+
+    @on(Input.Changed, "#filter")
+    def _typed(self, event: Input.Changed) -> None:
+        if event.value.strip() != self._text:
+            self._text = event.value.strip()
+            self._ask()
+
+    @on(Input.Submitted, "#filter")
+    def _kept(self) -> None:
+        self.set_class(bool(self._text), "-filtering")
+        self.query_one("#list").focus()
+
+    # One run ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def chosen(self) -> Run | None:
+        """The run under the cursor."""
+        return self._runs.get(self.query_one("#list", Listing).chosen or "")
+
+    @on(Listing.Chosen)
+    def _chosen(self) -> None:
+        self.action_open()
+
+    @on(Listing.Moved)
+    def _moved(self, event: Listing.Moved) -> None:
+        self._count_visible()
+        if self._opened is not None and event.key is not None:
+            self._show(event.key)
+
+    def action_open(self) -> None:
+        """Show the run under the cursor in full."""
+        if self.chosen is not None:
+            self.add_class("-open")
+            self._show(self.chosen.id)
+
+    def _show(self, run_id: str) -> None:
+        self._opened = run_id
+        self.chimera.journal.read("run", lambda journal: show(self._post, journal, run_id))
+
+    @on(Shown)
+    def _shown(self, message: Shown) -> None:
+        if message.run_id != self._opened:
+            return  # the cursor has gone on
+        page = self.query_one("#page", Page)
+        page.border_title = f"Run {message.run_id}"
+        page.update(message.run_id, lambda width: run_page(message.told, width))
+
+    def action_leave(self) -> None:
+        """From the line that is typed, or the run that is shown, to the list; from the list to where one came from."""
+        line = self.query_one("#filter", Input)
+        if self.focused is line or (self._text and self._opened is None):
+            line.value = ""
+            self.remove_class("-filtering")
+            self.query_one("#list").focus()
+        elif self._opened is not None:
+            self._opened = None
+            self.remove_class("-open")
+            self.query_one("#list").focus()
+        else:
+            self.dismiss()
+
+    # What can be done ------------------------------------------------------------------------------------------------
+
+    @work(exit_on_error=False, group="ask", exclusive=True)
+    async def action_follow(self) -> None:
+        """Show the run on the dashboard; go on with it where there is something left to do, after one question."""
+        run = self.chosen
+        if run is None:
+            return
+        if run.state in RESUMABLE and not self.chimera.options.read_only:
+            other = self._state.update.run.id if self._state.running and self._state.update else None
+            answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
+            if other is not None:
+                answers = []  # two at once would measure each other
+            answer = await self.app.push_screen_wait(
+                Ask(
+                    f"Run {run.id} is {run.state}."
+                    + (f" Run {other} goes on: this one can be resumed when that has ended." if other else ""),
+                    (*answers, Answer("s", "show", "only show it on the dashboard"), Answer("n", "no", "neither")),
+                    title="Resume",
+                )
+            )
+            if answer not in {"yes", "show"}:
+                return
+            if answer == "yes":
+                feed = self.chimera.journal
+                self.chimera.tell(f"resuming run {run.id} …")
+                feed.do(lambda journal: requests.resume(journal, feed, run.id))
+                self.dismiss()
+                return
+        self.chimera.journal.follow(run.id, stay=True)
+        self.dismiss()
+
+    @work(exit_on_error=False, group="ask", exclusive=True)
+    async def action_export(self) -> None:
+        """Write every request of the run under the cursor into the current folder, after one question."""
+        run = self.chosen
+        if run is None:
+            return
+        form = await self.app.push_screen_wait(
+            Ask(
+                f"Write every request of run {run.id} into a file in {Path.cwd()}. As what?",
+                (
+                    Answer("j", "json", "JSON: everything, to be imported again"),
+                    Answer("c", "csv", "CSV: a line a request"),
+                    Answer("n", "no", "not now"),
+                ),
+                title="Export",
+            )
+        )
+        if form in {"json", "csv"}:
+            path = free(Path.cwd() / f"chimera-{run.id}.{form}")
+            self.chimera.journal.read("export", lambda journal: export(self._post, journal, run, form, path))
+
+
+# -- in threads --------------------------------------------------------------------------------------------------------
+
+
+def look(post: Any, journal: Journal, asked: int, text: str, limit: int, token: int | None) -> None:
+    """The newest runs that the filter lets through; nothing where the journal is as it was at `token`."""
+    now = journal.changes()
+    if token is not None and now == token:
+        post(Listed(asked, (), -1, now))
+        return
+    found = tuple(journal.runs(text=text or None, limit=limit))
+    # A page that is not full holds them all.
+    total = len(found) if len(found) < limit else journal.count_runs(text=text or None)
+    post(Listed(asked, found, total, now))
+    import_module("chimera.runner.facts")  # so that the first run that is shown finds it ready
+
+
+def grow(post: Any, journal: Journal, asked: int, text: str, before: int, total: int) -> None:
+    """The runs after those that are there."""
+    token = journal.changes()
+    post(Listed(asked, tuple(journal.runs(text=text or None, limit=PAGE, before=before)), total, token, more=True))
+
+
+def count(post: Any, journal: Journal, runs: list[Run]) -> None:
+    """Requests of the runs on the screen."""
+    post(Counted({name: (one.valid, one.void) for name, one in journal.tallies(runs).items()}))
+
+
+def show(post: Any, journal: Journal, run_id: str) -> None:
+    """One run in full."""
+    from chimera.runner.facts import facts_of
+
+    post(Shown(run_id, facts_of(journal, journal.run(run_id), measurements=False)))
+
+
+def export(post: Any, journal: Journal, run: Run, form: str, path: Path) -> None:
+    """Write a run into a file and tell its name."""
+    from chimera.runner.facts import write_export
+
+    write_export(journal, run, form, path)
+    post(Told(f"run {run.id} written to {path}", "notice"))
+
+
+def free(path: Path) -> Path:
+    """The path, or one with a number where that is taken: nothing of the user's is written over."""
+    number, chosen = 2, path
+    while chosen.exists():
+        chosen = path.with_stem(f"{path.stem}-{number}")
+        number += 1
+    return chosen
