@@ -103,6 +103,8 @@ def _emit_trials(facts: dict[str, Any]) -> None:
     for trial in facts["trials"]:
         if trial["merged"]:
             emit(f"  {trial['candidate']} stands for {', '.join(trial['merged'])} as well: {'; '.join(trial['notes'])}")
+        if trial.get("same_as"):
+            emit(f"  {trial['candidate']} runs what {trial['same_as']} runs, by what was read back: measured once")
     for candidate, reason in (facts["run"]["plan"].get("ruled_out") or {}).items():
         asked = _options((facts["run"]["plan"].get("asked") or {}).get(candidate, {}))
         emit(f"  {candidate} ({asked}) was not run: {reason}")

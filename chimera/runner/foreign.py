@@ -258,6 +258,7 @@ class _Cells(BaseModel):
     throttled_share: Annotated[float, Field(ge=0, le=1)] | None = None
     start_c: Annotated[float, Field(ge=-50, le=200)] | None = None
     failure: Failure | None = None
+    same_as: Annotated[str, Field(max_length=64)] | None = None
 
     @field_validator(*OPTION_RANGES)
     @classmethod
@@ -299,7 +300,7 @@ def parse_options(text: str, flag: str) -> Options:
 
 
 _COLUMNS: tuple[str, ...] = tuple(_Cells.model_fields)
-_FACTS = ("vram_peak_bytes", "energy_j_per_token", "throttled_share", "start_c", "failure")
+_FACTS = ("vram_peak_bytes", "energy_j_per_token", "throttled_share", "start_c", "failure", "same_as")
 _MEASURES = frozenset({"ttft_s", "decode_s", "total_s", "decode_tok_s", "client_decode_tok_s", "prefill_s"})
 
 
@@ -423,8 +424,8 @@ def _csv_row(line: int, cells: _Cells) -> ForeignRow:
         error=error,
         facts={name: value for name in _FACTS if (value := getattr(cells, name)) is not None},
     )
-    # A session whose load failed has no request: one line stands for it.
-    if cells.failure is not None and cells.total_s is None and cells.completion_tokens is None:
+    # A session whose load failed, or was that of another candidate, has no request: one line stands for it.
+    if (cells.failure or cells.same_as) and cells.total_s is None and cells.completion_tokens is None:
         return row
     measured = Measurement(
         role="warmup" if warm else "measure",

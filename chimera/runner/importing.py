@@ -177,6 +177,8 @@ class _Load:
     def void_reason(self) -> VoidReason | None:
         if self.state == "done":
             return None
+        if "same_as" in self.facts:
+            return "same-settings"
         reasons = Counter(one.void_reason for one in self.requests if one.void_reason)
         return reasons.most_common(1)[0][0] if reasons else "error"
 
@@ -197,6 +199,10 @@ def _import_rows(
     base, why = _baseline(configs, wanted, known, kind)
     reasons = _resolve(configs, base, known, kind)
     loads = _loads(path, rows, of_row, sheet)
+    named = {config.label: config.rank for config in configs if config.label is not None}
+    for load in loads:
+        if (stays := load.facts.pop("same_as", None)) in named:
+            load.facts["same_as"] = named[stays]
     _judge_rows(loads, sheet, notes)
     in_rounds = _rounds(loads, sheet, notes)
     trials = _trials(configs, base, reasons)

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
@@ -36,7 +36,7 @@ from .checkup import Checkup
 from .crews import Arm, Crews, arm_of
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .putback import restore
-from .recorder import Gate, ProgressWriter, Recorder
+from .recorder import Gate, ProgressWriter, Recorder, SameSettings
 from .sampler import Sampler
 from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
@@ -361,6 +361,11 @@ class Worker:
                     loaded=one_load and self._loaded == options.load,
                     seconds=seconds_of(run),
                 )
+        except SameSettings:
+            self._loaded = options.load
+            facts: dict[str, Any] = {"same_as": recorder.same_as}
+            await recorder.end(replace(session, state="void", void_reason="same-settings", facts=facts))
+            return
         except BackendError as error:
             self._loaded = None
             reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
@@ -379,6 +384,8 @@ class Worker:
         if effective is not None and effective.vram_bytes and not one_load:
             outcome.facts.setdefault(VRAM_FACT, effective.vram_bytes)
         outcome.facts["needs"] = self._needs(session.candidate)
+        if recorder.same_as is not None:
+            outcome.facts["same_as"] = recorder.same_as
         outcome.facts["log"] = log_lines(backend)
         if run.kind == "thermal":
             await self._judge_heat(outcome)

@@ -42,7 +42,7 @@ CSV_COLUMNS = (
     "finish_reason", "cold", "void_reason", "error", "agent", "instance", "candidate",
 )  # fmt: skip
 """After the option columns; the import reads the same names."""
-SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure")
+SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure", "same_as")
 """What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
 
 _RESULT: dict[str, Any] = {"recommendation": None, "pareto": [], "drift": None, "validation": []}
@@ -98,6 +98,8 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
         "findings": [_finding(finding) for finding in journal.findings(run.id)],
     }
     found |= {"standing": run.plan.get("standing"), **_RESULT, **run.plan.get("result", {})}
+    for one in found["trials"]:
+        one["same_as"] = ((run.plan.get("standing") or {}).get("same") or {}).get(one["candidate"])
     heat = [one.facts["thermal"] for one in sessions if "thermal" in one.facts]
     if heat:
         found["thermal"] = heat[-1]
@@ -208,7 +210,7 @@ def export_json(journal: Journal, run: Run) -> str:
 def export_csv(journal: Journal, run: Run) -> str:
     """One line a request, in the columns that `chimera runs import` reads; empty = unknown, or not asked for.
 
-    A void session without any request (its load failed) has a line of its own, with what went wrong.
+    A void session without any request (its load failed, or was that of another candidate) has a line of its own.
     """
     requested = {trial.candidate: trial.requested.as_dict() for trial in journal.trials(run.id)}
     asked = [name for name in OPTION_NAMES if any(name in options for options in requested.values())]
@@ -234,7 +236,11 @@ def export_csv(journal: Journal, run: Run) -> str:
 
 
 def _is_empty(session: Session, seen: set[int]) -> bool:
-    return session.state == "void" and session.seq not in seen and session.facts.get("failure") is not None
+    return (
+        session.state == "void"
+        and session.seq not in seen
+        and any(session.facts.get(name) is not None for name in ("failure", "same_as"))
+    )
 
 
 def _empty(session: Session) -> dict[str, Any]:

@@ -464,6 +464,8 @@ def _state(
         return "failed", str(standing["failed"][name])
     if name in standing.get("unlaunched", {}):
         return "ruled-out", f"needs as much as {standing['unlaunched'][name]}"
+    if name in standing.get("same", {}):
+        return "same", f"runs what {standing['same'][name]} runs"
     if name in standing.get("dropped", {}):
         return "dropped", str(standing["dropped"][name])
     if name == active:
