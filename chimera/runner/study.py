@@ -272,7 +272,7 @@ def conclude(journal: Journal, run: Run) -> list[str]:
         for check in result["validation"]:
             value = "unknown" if check["value"] is None else f"{check['value']:.3g} (limit {check['limit']:g})"
             said.append(f"step 5, {check['check']}: {check['result']}, {value}; {check['words']}")
-        said.append("Quality is not scored: read the outputs of two settings side by side.")
+        said.append(f"Quality is not scored: `chimera outputs {run.id}` shows what two settings answer, side by side.")
     journal.set_verdicts(run.id, [row for one, at in played for row in table(one, at)])
     journal.set_plan(run.id, {**run.plan, "standing": standing_facts(played, run.workload), "result": result})
     return said

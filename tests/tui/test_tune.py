@@ -19,6 +19,7 @@ from chimera.runner.follow import Compared, Update
 from chimera.tui.messages import RunChanged, ServersFound
 from chimera.tui.screens import tune
 from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.outputs import Outputs
 from chimera.tui.screens.tune import Tune
 from tests.widgets import data
 from tests.widgets.screens import screen_text
@@ -226,6 +227,45 @@ async def test_keys_pause_stop_and_apply_the_comparison(line: Callable[..., Line
         assert asked.asked == [("apply", "k7f2", "--as", "fast", "--json")]
         await pilot.press("n")
         await until(pilot, lambda: not app.screen.has_class("-live"))
+
+
+ANSWERS = {
+    "run": "k7f2",
+    "same_text": False,
+    "words": "Quality is not scored: read and judge.",
+    "outputs": [
+        {"candidate": "c0", "requested": {}, "text": "Light is scattered.\nBlue most.", "error": None},
+        {"candidate": "c4", "requested": {"num_gpu": 20}, "text": "[bold]Because\x1b[31m.", "error": None},
+    ],
+}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_two_answers_are_read_side_by_side(size: tuple[int, int], line: Callable[..., Line]) -> None:
+    asked = line((0, ANSWERS, ""), (2, None, "run k7f2 recommends its baseline: name another.\n"))
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("o")
+        await pilot.pause()
+        assert not app.screen.has_class("-typing"), "it goes on: its server is not free"
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.pause()
+        await pilot.press("down", "down", "o", *"why", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Outputs))
+        assert asked.asked == [("outputs", "k7f2", "--candidate", "c4", "--prompt=why", "--json")]
+        await pilot.pause()
+        text = screen_text(app)
+        for wanted in ("c0 server defaults", "c4 num_gpu=20", "Light is scattered.", "[bold]Because.", "not scored"):
+            assert wanted in text, f"{wanted} is not on the screen at {size}"
+        beside = any("Light is scattered." in row and "Because" in row for row in text.splitlines())
+        assert beside == (size[0] >= 100)
+        await pilot.press("escape", "up", "up", "o", "enter")
+        await until(pilot, lambda: len(asked.asked) == 2)
+        assert asked.asked[1] == ("outputs", "k7f2", "--json"), "on the baseline the recommendation is read"
+        await until(pilot, lambda: isinstance(app.screen, Tune))
 
 
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:

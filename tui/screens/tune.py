@@ -21,7 +21,7 @@ from textual.widgets import Footer, Input, OptionList, Static
 from textual.widgets.option_list import Option
 
 from chimera.domain.options import OPTION_NAMES, Options
-from chimera.domain.run import Run, Target, Trial
+from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
@@ -31,6 +31,7 @@ from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
 
 from .ask import Answer, Ask
+from .outputs import Outputs
 
 if TYPE_CHECKING:
     from ..app import ChimeraApp
@@ -66,6 +67,7 @@ better, the default stays: differences that are noise are not recommended.
         Binding("s", "start", "Start", tooltip="Start the comparison; it outlives this screen"),
         Binding("space", "space", "Take/Pause", tooltip="Take a parameter; pause or resume a comparison"),
         Binding("a", "apply", "Apply", tooltip="Put the recommendation to use, and prove it"),
+        Binding("o", "outputs", "Read", tooltip="Read what the candidate and the baseline answer to one prompt"),
         Binding("n", "new", "New", tooltip="Plan another comparison"),
         Binding("escape,t", "leave", "Back"),
     ]
@@ -78,7 +80,8 @@ better, the default stays: differences that are noise are not recommended.
         self._values: dict[str, str] = {}
         self._objective = "rate"
         self._typing: str | None = None
-        """The option whose values are typed, or `apply`."""
+        """The option whose values are typed, or `apply`, or `outputs`."""
+        self._reading = False
         self._drawn: dict[str, Any] | None = None
         """The plan on the screen, as the command line gave it."""
         self._planning = False
@@ -202,6 +205,8 @@ better, the default stays: differences that are noise are not recommended.
         if what == "apply":
             if text:
                 self._apply(text)
+        elif what == "outputs":
+            self._outputs(text)
         elif what is not None:
             self._values.pop(what, None)
             if text:
@@ -271,11 +276,24 @@ better, the default stays: differences that are noise are not recommended.
     async def _start(self, seed: int) -> None:
         target = self._state.target
         assert target is not None
+        agreed = await self._agreed(target, "A comparison makes")
+        if agreed is None:
+            return
+        self._say("starting …")
+        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
+        if code:
+            self._say(_last(err))
+            return
+        self._left = None
+        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+
+    async def _agreed(self, target: Target, what: str) -> list[str] | None:
+        """The flag that says that a server which is not ours may reload; None where the user says no."""
         if target.kind == "ollama" and not self._state.reload_agreed:
             yes = await self.app.push_screen_wait(
                 Ask(
-                    "A comparison makes the server load its model again and again; other clients wait meanwhile. Its "
-                    "present settings are put back at the end.",
+                    f"{what} the server load its model again and again; other clients wait meanwhile. Its present "
+                    "settings are put back at the end.",
                     (
                         Answer("y", "yes", "go on; do not ask again until I leave"),
                         Answer("n", "no", "leave the server as it is"),
@@ -284,16 +302,41 @@ better, the default stays: differences that are noise are not recommended.
                 )
             )
             if yes != "yes":
-                return
+                return None
             self._state.reload_agreed = True
-        self._say("starting …")
-        agreed = ["--yes"] if self._state.reload_agreed else []
-        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
-        if code:
-            self._say(_last(err))
+        return ["--yes"] if self._state.reload_agreed else []
+
+    def action_outputs(self) -> None:
+        """Ask for a prompt, then read what two settings answer to it."""
+        update = self.compared
+        if update is None or self.chimera._may_not("load settings"):
             return
-        self._left = None
-        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+        if update.run.state not in ENDED:
+            self.notify("The comparison goes on: answers can be read when its server is free.", markup=False)
+        elif self._reading:
+            self.notify("The answers are on their way.", markup=False)
+        else:
+            self._ask("outputs", "", "a prompt for both; empty: a question of Chimera's")
+
+    @work(exit_on_error=False, group="outputs", exclusive=True)
+    async def _outputs(self, prompt: str) -> None:
+        update = self.compared
+        if update is None or (agreed := await self._agreed(update.run.target, "Reading two answers makes")) is None:
+            return
+        picked = self.query_one("#table", TrialTable).candidate
+        baseline = next((one.candidate for one in update.trials if one.role == "baseline"), None)
+        named = ["--candidate", picked] if picked and picked != baseline else []
+        asked = [f"--prompt={prompt}"] if prompt else []
+        self.chimera.tell(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
+        self._reading = True
+        try:
+            code, out, err = await ask_chimera("outputs", update.run.id, *named, *asked, *agreed, "--json")
+        finally:
+            self._reading = False
+        if code not in {0, 1} or not out:
+            self.chimera.tell(_last(err), "error")
+        else:
+            self.app.push_screen(Outputs(json.loads(out)))
 
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
