@@ -38,6 +38,7 @@ from chimera.tuning.statistics import drift, rounds_in_order
 from chimera.tuning.verdicts import imported_verdicts
 
 from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind
+from .sampler import shared
 from .study import final_verdicts, outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -171,12 +172,14 @@ class _Load:
 
     @property
     def state(self) -> SessionState:
-        return "done" if any(one.valid for one in self.requests) else "void"
+        return "done" if any(one.valid for one in self.requests) and not shared(self.facts) else "void"
 
     @property
     def void_reason(self) -> VoidReason | None:
         if self.state == "done":
             return None
+        if shared(self.facts):
+            return "shared-gpu"
         if "same_as" in self.facts:
             return "same-settings"
         reasons = Counter(one.void_reason for one in self.requests if one.void_reason)

@@ -27,7 +27,7 @@ from chimera.measure.agents import run_crew
 from chimera.measure.live import LiveRequest
 from chimera.measure.session import PromptSource, SessionOutcome, run_session
 from chimera.model.shape import ModelShape
-from chimera.store.document import VRAM_FACT
+from chimera.store.blame import VRAM_FACT
 from chimera.tuning.estimate import BLOCK
 from chimera.tuning.plan import Failure
 from chimera.tuning.protocol import FAILURE_WORDS, Done
@@ -37,7 +37,7 @@ from .crews import Arm, Crews, arm_of
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .putback import restore
 from .recorder import Gate, ProgressWriter, Recorder, SameSettings
-from .sampler import Sampler
+from .sampler import Sampler, shared
 from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
 
@@ -377,6 +377,10 @@ class Worker:
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(self._sampler.end_session(outcome.measurements))
+        if comparing and outcome.void_reason is None and shared(outcome.facts):
+            outcome = replace(outcome, void_reason="shared-gpu")
+            percent = f"{outcome.facts['foreign_gpu_percent']:.0f} %"
+            self._journal.log(run.id, f"session void: other programs computed on {percent} of the GPU", "warn")
         if comparing and (failure := failure_within(outcome.measurements, outcome.void_reason)):
             outcome.facts["failure"] = failure
             self._say_failed(trial, failure, next((one.error for one in outcome.measurements if one.error), None))

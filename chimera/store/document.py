@@ -27,14 +27,12 @@ from chimera.domain.server import Effective
 from chimera.domain.text import plain
 from chimera.domain.verdict import Verdict
 
+from .blame import VRAM_FACT, blame, power_view
 from .codec import clean
 from .journal import Journal
 from .records import Row
 
 SCHEMA_VERSION = 1
-
-VRAM_FACT = "vram_peak_bytes"
-"""Key in `Session.facts`: most VRAM that the engine held in the session, bytes."""
 
 CSV_COLUMNS = (
     "order", "session", "round", "phase", "role", "started_at", "ttft_s", "queue_s", "load_s", "prefill_s", "decode_s",
@@ -42,7 +40,15 @@ CSV_COLUMNS = (
     "finish_reason", "cold", "void_reason", "error", "agent", "instance", "candidate",
 )  # fmt: skip
 """After the option columns; the import reads the same names."""
-SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure", "same_as")
+SESSION_COLUMNS = (
+    VRAM_FACT,
+    "energy_j_per_token",
+    "throttled_share",
+    "start_c",
+    "failure",
+    "same_as",
+    "foreign_gpu_percent",
+)
 """What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
 
 _RESULT: dict[str, Any] = {"recommendation": None, "pareto": [], "drift": None, "validation": []}
@@ -103,8 +109,9 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
     heat = [one.facts["thermal"] for one in sessions if "thermal" in one.facts]
     if heat:
         found["thermal"] = heat[-1]
+    found["power"] = power_view(run)
     if measurements:
-        found["sessions"] = [_session(session) for session in sessions]
+        found["sessions"] = [_session(one, [row for row in rows if row.session == one.seq]) for one in sessions]
         found["measurements"] = [_measurement(row) for row in rows]
     return cast("dict[str, Any]", clean(found))
 
@@ -158,6 +165,9 @@ def _trial(trial: Trial, effective: Effective | None, sessions: list[Session], r
         "void_sessions": sum(session.state == "void" for session in sessions),
         **{name: _figure(groups, figure) for name, figure in _FIGURES.items()},
         "vram_bytes": _vram(shown, effective),
+        "energy_j_per_token": statistic(
+            [float(one) for session in shown if (one := session.facts.get("energy_j_per_token"))], "session"
+        ),
     }
 
 
@@ -193,8 +203,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {**asdict(finding), "since": iso(finding.since)}
 
 
-def _session(session: Session) -> dict[str, Any]:
-    return {**asdict(session), "started_at": iso(session.started_at), "ended_at": iso(session.ended_at)}
+def _session(session: Session, rows: list[Row]) -> dict[str, Any]:
+    times = {"started_at": iso(session.started_at), "ended_at": iso(session.ended_at)}
+    return {**asdict(session), **times, "blame": blame(session, [row.measurement for row in rows])}
 
 
 def _measurement(row: Row) -> dict[str, Any]:

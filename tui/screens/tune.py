@@ -25,6 +25,7 @@ from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
+from chimera.store.blame import aim_words, power_view
 from chimera.widgets import format
 from chimera.widgets.progress import STAGES
 from chimera.widgets.progress import STATES as RUN_STATES
@@ -139,7 +140,7 @@ better, the default stays: differences that are noise are not recommended.
             self.query_one("#table" if live else "#axes").focus()
         if update is None or update.compared is None:
             return
-        said = about(update)
+        said = about(update, self.query_one("#table", TrialTable).candidate)
         if said != self._about:
             self._about = said
             self.query_one("#about", Static).update(plain(said, one_line=False))
@@ -450,8 +451,8 @@ def _options(options: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items()) or "server defaults"
 
 
-def about(update: Update) -> str:
-    """Where a comparison stands, in at most three lines."""
+def about(update: Update, picked: str | None = None) -> str:
+    """Where a comparison stands, and what held the newest session of the candidate under the cursor back."""
     run, progress = update.run, update.progress
     standing: Mapping[str, Any] = run.plan.get("standing") or {}
     first = [f"{run.kind} {run.id}", RUN_STATES[run.state][0]]
@@ -467,6 +468,17 @@ def about(update: Update) -> str:
     best = (run.plan.get("result") or {}).get("recommendation")
     if best and run.state == "done":
         lines.append(f"{best['words']}{'' if best['keep_default'] else ' a applies it.'}")
+    blamed = update.compared.blame.get(picked) if update.compared is not None and picked else None
+    if blamed:
+        lines.append(f"{picked}: {blamed}")
+    front = (run.plan.get("result") or {}).get("pareto") or []
+    if len(front) > 1:
+        shown = "; ".join(
+            f"{one['candidate']} {', '.join(aim_words(*value) for value in one['values'].items())}" for one in front
+        )
+        lines.append(f"not beaten on every aim: {shown}")
+    if run.state in ENDED and _rules(run).get("objective") == "energy_j_per_token":
+        lines += [one["words"] for one in power_view(run)]
     return "\n".join(lines)
 
 
