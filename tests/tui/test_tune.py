@@ -229,6 +229,51 @@ async def test_keys_pause_stop_and_apply_the_comparison(line: Callable[..., Line
         await until(pilot, lambda: not app.screen.has_class("-live"))
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_what_held_a_session_back_and_what_nothing_beats_are_on_the_screen(size: tuple[int, int]) -> None:
+    front = [
+        {"candidate": "c0", "values": {"decode_tok_s": 90.0, "vram_bytes": 2.0 * 2**30}},
+        {"candidate": "c1", "values": {"decode_tok_s": 98.1, "vram_bytes": 3.0 * 2**30}},
+    ]
+    done = comparison("done", rules={"band": 0.02, "objective": "energy_j_per_token"},
+                      result={**DONE["result"], "pareto": front})  # fmt: skip
+    gpus = ({"name": "Card", "index": 0, "power_min_w": 100.0, "power_max_w": 300.0, "power_default_w": 300.0},)
+    assert done.compared is not None
+    compared = replace(done.compared, metric="energy_j_per_token", blame={"c1": "98.1 tok/s; power cap 12%"})
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(replace(done, run=replace(done.run, gpus=gpus), compared=compared)))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        app.paint()
+        await pilot.pause()
+        assert "power cap 12%" not in screen_text(app), "the cursor is on the baseline, of which nothing is known"
+        await pilot.press("down")
+        app.paint()
+        await pilot.pause()
+        said = str(app.screen.query_one("#about").render())
+        text = " ".join(screen_text(app).split())
+        assert "c1: 98.1 tok/s; power cap 12%" in text
+        assert "c0 90.0 tok/s, VRAM 2.00 GiB; c1 98.1 tok/s, VRAM 3.00 GiB" in said
+        assert "not beaten on every aim" in text
+        assert "nvidia-smi -i 0 -pl 270" in said
+
+
+async def test_a_candidate_that_turned_out_to_be_another_one_says_so() -> None:
+    update_ = comparison("done", standing={"same": {"c5": "c1"}})
+    assert update_.compared is not None
+    rows = {view.trial.candidate: view for view in tune.views(update_, update_.compared)}
+    assert (rows["c5"].state, rows["c5"].note) == ("same", "runs what c1 runs")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(update_))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        app.paint()
+        await pilot.pause()
+        assert "runs what c1 runs" in screen_text(app)
+
+
 ANSWERS = {
     "run": "k7f2",
     "same_text": False,
