@@ -298,6 +298,10 @@ async def test_two_answers_are_read_side_by_side(size: tuple[int, int], line: Ca
         assert not app.screen.has_class("-typing"), "it goes on: its server is not free"
         app.post_message(RunChanged(comparison("done", **DONE)))
         await pilot.pause()
+        footer = screen_text(app).splitlines()[-1]
+        assert "o Read" in footer
+        assert "p Plan" not in footer
+        assert size[0] == 80 or "q Leave" in footer
         await pilot.press("down", "down", "o", *"why", "enter")
         await until(pilot, lambda: isinstance(app.screen, Outputs))
         assert asked.asked == [("outputs", "k7f2", "--candidate", "c4", "--prompt=why", "--json")]
@@ -322,6 +326,17 @@ async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> 
         await pilot.press("s")
         await pilot.pause()
         assert len(asked.asked) == 1
+
+
+def test_a_proof_that_does_not_show_the_gain_again_says_so() -> None:
+    row = {"metric": "decode_tok_s", "verdict": "better", "effect": 1.09}
+    assert tune.proved({"proof": {"run": "p", "state": "done", "verdicts": [row]}}) == (
+        "Proof p: decode_tok_s better +9.0%.", True,
+    )  # fmt: skip
+    words, held = tune.proved({"proof": {"run": "p", "state": "done", "verdicts": [{**row, "verdict": "undecided"}]}})
+    assert (words, held) == ("Proof p: decode_tok_s undecided +9.0%. It does not show the gain again.", False)
+    assert tune.proved({"proof": {"run": "p", "state": "crashed", "verdicts": []}})[0].startswith("Proof p (crashed)")
+    assert tune.proved({"proof": None}) == ("No proof was run.", False)
 
 
 def test_every_kind_of_server_is_named_as_the_command_line_takes_it() -> None:

@@ -120,6 +120,14 @@ better, the default stays: differences that are noise are not recommended.
         assert isinstance(self.app, ChimeraApp)
         return self.app
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the form are not offered beside the table, nor the other way round: the footer has room for one."""
+        if action in {"plan", "start"}:
+            return not self.has_class("-live")
+        if action in {"apply", "outputs", "new"}:
+            return self.has_class("-live")
+        return super().check_action(action, parameters)
+
     # The comparison that goes on -------------------------------------------------------------------------------------
 
     @property
@@ -137,6 +145,7 @@ better, the default stays: differences that are noise are not recommended.
         live = update is not None
         if live != self.has_class("-live"):
             self.set_class(live, "-live")
+            self.refresh_bindings()
             self.query_one("#table" if live else "#axes").focus()
         if update is None or update.compared is None:
             return
@@ -363,7 +372,10 @@ better, the default stays: differences that are noise are not recommended.
             self.chimera.tell(_last(err), "error")
             return
         said = json.loads(out)
-        self.chimera.tell(f"{said['words']} {(said.get('applied') or {}).get('made') or ''}".strip(), "notice")
+        made = (said.get("applied") or {}).get("made") or ""
+        self.chimera.tell(f"{said['words']} Applied: {made}".strip(), "notice")
+        words, held = proved(said)
+        self.chimera.tell(words, "notice" if held else "warn")
 
     def action_new(self) -> None:
         """Turn away from the run on the screen; it goes on."""
@@ -396,6 +408,21 @@ async def ask_chimera(*arguments: str) -> tuple[int, str, str]:
         process.terminate()
         raise
     return process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def proved(applied: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the proof of an application has shown, from the document of `apply`, and whether it shows the gain again."""
+    proof = applied.get("proof")
+    if proof is None:
+        return "No proof was run.", False
+    shown = [
+        f"{row['metric']} {row['verdict']}" + (f" {row['effect'] - 1:+.1%}" if row["effect"] is not None else "")
+        for row in proof["verdicts"]
+    ]
+    held = proof["state"] == "done" and any(row["verdict"] == "better" for row in proof["verdicts"][:1])
+    state = "" if proof["state"] == "done" else f" ({proof['state']})"
+    again = "" if held else " It does not show the gain again."
+    return f"Proof {proof['run']}{state}: {', '.join(shown) or 'no verdict'}.{again}", held
 
 
 def server_flags(target: Target) -> list[str]:
