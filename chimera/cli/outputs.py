@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import textwrap
 import unicodedata
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -57,17 +60,20 @@ def outputs(
         run = journal.run(ref)
         trials = pair(journal, run, candidate, against)
         say(f"{' and '.join(f'{one.candidate} ({one.requested})' for one in trials)} answer the same prompt …")
-        found = asyncio.run(
-            read_both(
-                journal,
-                run,
-                trials,
-                prompt=asked or PROMPT,
-                output_tokens=output_tokens or OUTPUT_TOKENS,
-                seed=seed,
-                yes=yes,
-            )
+        reading = read_both(
+            journal,
+            run,
+            trials,
+            prompt=asked or PROMPT,
+            output_tokens=output_tokens or OUTPUT_TOKENS,
+            seed=seed,
+            yes=yes,
         )
+        try:
+            found = asyncio.run(_orderly(reading))
+        except asyncio.CancelledError:
+            say("ended; what was changed on the server is put back.")
+            raise typer.Exit(4) from None
     if json:
         emit_json(
             {
@@ -87,6 +93,15 @@ def outputs(
         emit(NOT_SCORED)
     if any(one.error for one in found):
         raise typer.Exit(1)
+
+
+async def _orderly(work: Coroutine[Any, Any, list[Output]]) -> list[Output]:
+    """The same, but told to end it still puts back what it has changed."""
+    task = asyncio.current_task()
+    assert task is not None
+    with suppress(NotImplementedError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await work
 
 
 def _show(found: list[Output]) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,7 @@ from tests.backends.scripted import FakeModel, ScriptedOllama, in_thread
 
 from .test_applying import _sweep, chimera, journal
 from .test_study import ask, loaded_as
+from .test_worker import wait_until
 
 __all__ = ["journal"]
 
@@ -68,6 +73,24 @@ def test_both_answer_one_prompt_with_one_seed_and_the_server_is_put_back(
     kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
     assert SECRET.encode() not in kept, "a prompt is not stored unless that was asked for"
     assert b" t0" not in kept
+
+
+def test_an_end_from_outside_still_puts_the_server_back(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.05)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = compared(journal, server)
+        command = [sys.executable, "-m", "chimera", "outputs", run.id, "--yes", "--output-tokens", "5000"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            wait_until(lambda: len(asked(server)) == 1, 30)
+            time.sleep(0.5)
+            assert loaded_as(server) != before
+            child.send_signal(signal.SIGTERM)
+            said = child.communicate(timeout=30)[1]
+        assert child.returncode == 4
+        assert "Traceback" not in said
+        assert loaded_as(server) == before
+    assert journal.unrestored() == []
 
 
 def test_a_server_that_is_not_ours_is_not_reloaded_without_a_yes(journal: Journal) -> None:

@@ -337,7 +337,7 @@ better, the default stays: differences that are noise are not recommended.
         baseline = next((one.candidate for one in update.trials if one.role == "baseline"), None)
         named = ["--candidate", picked] if picked and picked != baseline else []
         asked = [f"--prompt={prompt}"] if prompt else []
-        self.chimera.tell(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
+        self._begun(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
         self._reading = True
         try:
             code, out, err = await ask_chimera("outputs", update.run.id, *named, *asked, *agreed, "--json")
@@ -366,7 +366,7 @@ better, the default stays: differences that are noise are not recommended.
         update = self.compared
         if update is None:
             return
-        self.chimera.tell(f"applying what run {update.run.id} recommends as {plain(name)} …")
+        self._begun(f"applying what run {update.run.id} recommends as {plain(name)} …")
         code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
         if code not in {0, 1}:
             self.chimera.tell(_last(err), "error")
@@ -376,6 +376,11 @@ better, the default stays: differences that are noise are not recommended.
         self.chimera.tell(f"{said['words']} Applied: {made}".strip(), "notice")
         words, held = proved(said)
         self.chimera.tell(words, "notice" if held else "warn")
+
+    def _begun(self, text: str) -> None:
+        """Say what takes its time now, here and in the log."""
+        self.chimera.tell(text)
+        self.notify(plain(text), markup=False)
 
     def action_new(self) -> None:
         """Turn away from the run on the screen; it goes on."""
