@@ -124,6 +124,8 @@ def _emit_trials(facts: dict[str, Any]) -> None:
     for candidate, reason in (facts["run"]["plan"].get("ruled_out") or {}).items():
         asked = _options((facts["run"]["plan"].get("asked") or {}).get(candidate, {}))
         emit(f"  {candidate} ({asked}) was not run: {reason}")
+    if facts["run"]["kind"] == "tune":
+        emit("  step 1: the server's defaults: measured before everything for the noise, and again in every round")
     for stage in facts["run"]["plan"].get("stages", []):
         members = ", ".join(stage.get("candidates", []))
         emit(f"  {stage['title']}: {'skipped, ' + stage['skipped'] if 'skipped' in stage else members}")

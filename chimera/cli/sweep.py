@@ -57,6 +57,9 @@ def sweep(
     requests: Annotated[int | None, typer.Option(help="Measured requests a session; 3 by default.")] = None,
     prompt_tokens: Annotated[int | None, typer.Option()] = None,
     output_tokens: Annotated[int | None, typer.Option()] = None,
+    agents: Annotated[
+        int | None, typer.Option(min=1, max=64, help="Clients at the same time; completion is that of all of them.")
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Longest silence of the server, seconds.")] = 120.0,
     seed: Annotated[int | None, typer.Option(help="Of orders and prompts.")] = None,
     name: Annotated[str | None, typer.Option(help="A name for the run.")] = None,
@@ -84,7 +87,13 @@ def sweep(
         given["num_gpu"] = "auto"
     workload = workload_from(
         Workload(requests=3),
-        {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "timeout_s": timeout},
+        {
+            "requests": requests,
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "agents": agents,
+            "timeout_s": timeout,
+        },
         fixed=False,
     )
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)

@@ -225,6 +225,27 @@ def test_candidates_that_turn_out_to_be_one_after_loading_are_measured_once(
         assert again == expected
 
 
+def test_the_completion_time_of_several_agents_is_an_objective_of_a_sweep(journal: Journal) -> None:
+    workload = Workload(prompt_tokens=6, output_tokens=8, requests=2, agents=2)
+    stage = Stage(journal, {2: 1.5}, sd=0.0)
+    with in_thread(ScriptedOllama(decode_s=0.01, noise=stage, slots=2)) as server:
+        drawn = sketch(
+            "sweep", known_of(server), {"num_thread": (1, 2)}, workload,
+            seed=5, objective="completion_s", rounds=4, confirm=False,
+        )  # fmt: skip
+        assert drawn.estimate.requests == 12 * 3 * 2, "each agent sends its own, the discarded one too"
+        run = create_study(journal, Target("ollama", url=server.url, assume_yes=True), drawn)
+        stage.run_id = run.id
+        run = finish(journal, run)
+    assert run.state == "done", run.error
+    assert {one.agent for one in (row.measurement for row in journal.measurements(run.id))} == {0, 1}
+    rows = {row.candidate: row for row in journal.verdicts(run.id) if row.metric == "completion_s"}
+    assert (rows["c2"].n, rows["c1"].n) == (4, 4)
+    assert rows["c2"].verdict == "better", "half as much again in the same time"
+    sampling = sketch("sweep", known_of(server), {"temperature": (0.2, 0.8)}, workload, seed=5, confirm=False)
+    assert not sampling.plan.one_load
+
+
 def test_memory_runs_out_once_a_line_and_nothing_beyond_is_launched(journal: Journal) -> None:
     axes = {"num_gpu": (5, 10, 19), "num_ctx": (2048, 8192, 16384)}
     # 4 layers a line fit; what the larger windows need more of is out of reach.
@@ -604,6 +625,9 @@ def test_tune_walks_the_five_steps_over_a_killed_worker_and_says_what_passed(jou
     log = [one.text for one in journal.events(run.id)]
     assert sum("step 5, consistency: pass" in line for line in log) == 1
     assert any("Quality is not scored" in line for line in log)
+    shown = chimera("runs", "show", run.id).stdout
+    assert all(f"step {number}: " in shown for number in range(1, 6)), "each of the guide's five steps is named"
+    assert "check    consistency: pass" in shown
     counted = done_sessions(journal, journal.run(run.id))
     assert len(counted) == len(set(counted))
 
