@@ -28,7 +28,7 @@ PROMPT = "Explain to a curious child, in plain sentences, why the sky is blue at
 OUTPUT_TOKENS = 200
 NOT_SCORED = (
     "Quality is not scored: read and judge. The prompt is continued as it is, without a chat template and up to the "
-    "full length, like every measured request; sampling makes answers differ by themselves."
+    "full length, like every measured request. One seed does not make texts equal where the arithmetic differs."
 )
 
 
