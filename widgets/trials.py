@@ -19,7 +19,7 @@ from . import braille, format
 from .panel import Panel
 from .rows import Line, Row, Span, Tone, cells, clean, fit, text_of
 
-TrialState = Literal["waiting", "running", "done", "dropped", "failed", "ruled-out"]
+TrialState = Literal["waiting", "running", "done", "same", "dropped", "failed", "ruled-out"]
 
 VERDICTS: dict[VerdictWord, tuple[str, Tone]] = {
     "better": ("▲ better", "good"),
@@ -33,6 +33,7 @@ STATES: dict[TrialState, tuple[str, Tone]] = {
     "waiting": ("waiting", "muted"),
     "running": ("› running", "accent"),
     "done": ("", "text"),
+    "same": ("= one", "muted"),
     "dropped": ("dropped", "muted"),
     "failed": ("! failed", "error"),
     "ruled-out": ("won't fit", "muted"),
@@ -186,7 +187,7 @@ are one candidate; the note names those that were merged.
 
     def _row(self, view: TrialView, options: list[_Column], tail: list[_Column], width: int) -> Row:
         trial, verdict = view.trial, view.verdict
-        dim: Tone = "muted" if view.state in ("dropped", "ruled-out", "waiting") else "text"
+        dim: Tone = "muted" if view.state in ("dropped", "ruled-out", "same", "waiting") else "text"
         line = Line(width).add(trial.candidate, "strong" if trial.role == "baseline" else dim, 5)
         for column in options:
             line.add(_option_text(trial, column.name), dim, column.width)

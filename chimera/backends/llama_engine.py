@@ -209,6 +209,7 @@ def effective_of(asked: Options, props: Props, facts: EngineFacts, *, gpu: bool 
         for note in (f"{name} {wanted} runs as {real}: {_why(name, wanted, real, facts, gpu)}",)
     ]
     if facts.batch is not None and facts.ubatch is not None and facts.batch != facts.ubatch:
+        sources["num_batch"] = "estimated"  # one number for two that differ: it equals no other configuration's
         notes.append(f"num_batch is the micro-batch, {facts.ubatch}; the batch is {facts.batch}")
     if facts.kv_k != facts.kv_v:
         notes.append(f"the KV cache holds keys as {facts.kv_k} and values as {facts.kv_v}")

@@ -15,6 +15,7 @@ from chimera.domain.workload import Workload
 from chimera.errors import BackendUnavailable, ConfigError
 
 from .options import (
+    MOST_AGENTS,
     MOST_ROUNDS,
     Detach,
     Embedded,
@@ -42,10 +43,6 @@ from .work import follow
 
 if TYPE_CHECKING:
     from chimera.runner.planning import Survey
-
-
-MOST_AGENTS = 256
-"""As for presets."""
 
 
 def register(app: typer.Typer) -> None:

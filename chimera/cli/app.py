@@ -6,7 +6,7 @@ import typer
 
 from chimera import __version__
 
-from . import agents, apply, doctor, presets, runs, status, sweep, work
+from . import agents, apply, doctor, outputs, presets, runs, status, sweep, work
 
 app = typer.Typer(
     name="chimera",
@@ -35,6 +35,7 @@ def _main(version: bool = typer.Option(False, "--version", callback=_version, is
 work.register(app)
 sweep.register(app)
 apply.register(app)
+outputs.register(app)
 agents.register(app)
 status.register(app)
 doctor.register(app)

@@ -17,6 +17,8 @@ WORKLOAD_LIMITS = {"requests": 10_000, "prompt_tokens": 10_000_000, "output_toke
 LONGEST_TIMEOUT_S = 86_400.0
 LARGEST_SEED = 2**31 - 1
 MOST_ROUNDS = 1000
+MOST_AGENTS = 256
+"""As for presets."""
 
 Server = Annotated[str | None, typer.Option("--server", help="Address of the server; else OLLAMA_HOST, then the usual "
                                             "ports on this machine.", metavar="URL")]  # fmt: skip

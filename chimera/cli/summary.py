@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from chimera.domain.text import plain
+from chimera.store.blame import aim_words, blame_words
 
 from .agents_text import emit_agents
 from .output import emit, emit_table
@@ -43,6 +44,8 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     _emit_verdicts(facts)
     if facts.get("recommendation"):
         _emit_conclusion(facts)
+    if requests and facts.get("sessions"):
+        _emit_blame(facts["sessions"])
     if facts.get("agents"):
         emit_agents(facts["agents"])
     for finding in facts.get("findings", []):
@@ -88,8 +91,20 @@ def _emit_trials(facts: dict[str, Any]) -> None:
     """Several configurations, a line each; what ran is told where it is not what was asked."""
     emit()
     vram = any(trial["vram_bytes"]["median"] for trial in facts["trials"])
+    energy = any(trial["energy_j_per_token"]["median"] for trial in facts["trials"])
     emit_table(
-        ["", "role", "asked", "runs", "sessions", "tok/s", "CV", "TTFT s", *(["VRAM GiB"] if vram else [])],
+        [
+            "",
+            "role",
+            "asked",
+            "runs",
+            "sessions",
+            "tok/s",
+            "CV",
+            "TTFT s",
+            *(["VRAM GiB"] if vram else []),
+            *(["tok/s per W"] if energy else []),
+        ],
         [
             (
                 trial["candidate"],
@@ -101,6 +116,7 @@ def _emit_trials(facts: dict[str, Any]) -> None:
                 f"{_rate(trial)['cv']:.1%}" if _rate(trial)["cv"] is not None else None,
                 _number(trial["ttft_s"]["median"]),
                 *([_gib(trial["vram_bytes"]["median"])] if vram else []),
+                *([_inverse(trial["energy_j_per_token"]["median"])] if energy else []),
             )
             for trial in facts["trials"]
         ],
@@ -108,9 +124,13 @@ def _emit_trials(facts: dict[str, Any]) -> None:
     for trial in facts["trials"]:
         if trial["merged"]:
             emit(f"  {trial['candidate']} stands for {', '.join(trial['merged'])} as well: {'; '.join(trial['notes'])}")
+        if trial.get("same_as"):
+            emit(f"  {trial['candidate']} runs what {trial['same_as']} runs, by what was read back: measured once")
     for candidate, reason in (facts["run"]["plan"].get("ruled_out") or {}).items():
         asked = _options((facts["run"]["plan"].get("asked") or {}).get(candidate, {}))
         emit(f"  {candidate} ({asked}) was not run: {reason}")
+    if facts["run"]["kind"] == "tune":
+        emit("  step 1: the server's defaults: measured before everything for the noise, and again in every round")
     for stage in facts["run"]["plan"].get("stages", []):
         members = ", ".join(stage.get("candidates", []))
         emit(f"  {stage['title']}: {'skipped, ' + stage['skipped'] if 'skipped' in stage else members}")
@@ -132,6 +152,10 @@ def _differing(trial: dict[str, Any]) -> str:
     )
 
 
+def _inverse(value: float | None) -> str | None:
+    return None if not value else _number(1 / value)
+
+
 def _gib(value: float | None) -> str | None:
     return None if value is None else f"{value / 2**30:.2f}"
 
@@ -142,14 +166,34 @@ def _emit_conclusion(facts: dict[str, Any]) -> None:
     for check in facts.get("validation") or []:
         value = "unknown" if check["value"] is None else f"{check['value']:.3g}"
         emit(f"check    {check['check']}: {check['result']}, {value} (limit {check['limit']:g}; {check['words']})")
-    front = [one["candidate"] for one in facts.get("pareto") or []]
+    front = facts.get("pareto") or []
     if len(front) > 1:
-        emit(f"front    {', '.join(front)}: none of them is beaten on every aim; by medians, which noise may order")
+        emit("front    none of these is beaten on every aim; by medians, which noise may order:")
+        for one in front:
+            emit(f"         {one['candidate']}: {', '.join(aim_words(*value) for value in one['values'].items())}")
     standing = facts.get("standing") or {}
     if standing.get("noise"):
         emit(f"noise    {standing['words']}")
     if facts.get("recommendation") and not facts.get("agents"):  # theirs stands beside their figures
         emit(f"advice   {facts['recommendation']['words']}")
+    for one in facts.get("power") or []:
+        emit(f"power    {plain(one['words'])}")
+
+
+def _emit_blame(sessions: list[dict[str, Any]]) -> None:
+    """What held each session back, and why it does not count where it does not."""
+    lines = []
+    for one in sessions:
+        words = blame_words(one["blame"])
+        void = f"void, {one['void_reason']}" if one["state"] == "void" else ""
+        if words or void:
+            place = f"  {one['seq']:>3} {one['candidate']} {one['phase']} {one['round']}"
+            lines.append(f"{place}: {'; '.join(part for part in (void, words) if part)}")
+    if lines:
+        emit()
+        emit("sessions, and what held each of them back")
+        for line in lines:
+            emit(line)
 
 
 def _emit_verdicts(facts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 
 from .options import (
+    MOST_AGENTS,
     MOST_ROUNDS,
     Detach,
     Embedded,
@@ -79,6 +80,10 @@ def sweep(
     requests: SessionRequests = None,
     prompt_tokens: PromptTokens = None,
     output_tokens: OutputTokens = None,
+    agents: Annotated[
+        int | None,
+        typer.Option(min=1, max=MOST_AGENTS, help="Clients at the same time; completion is that of all of them."),
+    ] = None,
     timeout: Timeout = None,
     seed: Seed = None,
     name: Name = None,
@@ -106,7 +111,13 @@ def sweep(
         given["num_gpu"] = "auto"
     workload = workload_from(
         Workload(requests=3),
-        {"requests": requests, "prompt_tokens": prompt_tokens, "output_tokens": output_tokens, "timeout_s": timeout},
+        {
+            "requests": requests,
+            "prompt_tokens": prompt_tokens,
+            "output_tokens": output_tokens,
+            "agents": agents,
+            "timeout_s": timeout,
+        },
         fixed=False,
     )
     budget_s = None if budget is None else seconds_of(budget)

@@ -15,6 +15,8 @@ VoidReason = Literal[
     "error",            # the server failed, or its answer was no answer
     "timeout",          # nothing came for too long
     "interrupted",      # the worker was stopped or killed inside the session
+    "shared-gpu",       # another program computed on the GPU during the session
+    "same-settings",    # it loads what another candidate runs already, by what was read back: not measured again
 ]  # fmt: skip
 """Rules fixed beforehand; nothing is ever void because of its value."""
 

@@ -6,7 +6,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.finding import Finding
@@ -14,6 +14,7 @@ from chimera.domain.measurement import Measurement
 from chimera.domain.run import ENDED, Progress, Run, RunKind, Session, Statistic, Trial
 from chimera.domain.server import Effective
 from chimera.domain.verdict import Metric, Verdict
+from chimera.store.blame import blame, blame_words
 
 FINDINGS_S = 1.0
 COMPARES: frozenset[RunKind] = frozenset({"sweep", "tune", "validate", "agents"})
@@ -54,6 +55,8 @@ class Compared:
     """Of the objective over the sessions that are done, in its own unit."""
     sessions: Mapping[str, int]
     void: Mapping[str, int]
+    blame: Mapping[str, str] = field(default_factory=dict)
+    """What held the newest session of a candidate back, in one line."""
 
 
 class Follower:
@@ -106,17 +109,19 @@ class Follower:
         metric: Metric = rules.get("objective", "decode_tok_s")
         done, void = Counter[str](), Counter[str]()
         values: dict[str, list[float]] = {}
+        lines: dict[str, str] = {}
         for session in self.journal.sessions(self.run_id):
             if session.state == "void":
                 void[session.candidate] += 1
             elif session.state == "done":
                 done[session.candidate] += 1
                 seen = _values(metric, session, self._requests.get(session.seq, []), run.workload.output_tokens)
+                lines[session.candidate] = blame_words(blame(session, self._requests.get(session.seq, [])))
                 if seen:
                     values.setdefault(session.candidate, []).append(statistics.median(seen))
         figures = {name: _statistic(seen) for name, seen in values.items()}
         verdicts = tuple(row for row in self.journal.verdicts(self.run_id) if row.metric == metric)
-        return Compared(metric, verdicts, figures, done, void)
+        return Compared(metric, verdicts, figures, done, void, lines)
 
     def _checked(self, run: Run) -> tuple[Finding, ...] | None:
         """The run's findings, read once a second: they carry curves, and change every few seconds only."""

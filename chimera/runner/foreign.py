@@ -38,6 +38,7 @@ from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.text import plain
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
+from chimera.store.document import SESSION_COLUMNS
 from chimera.tuning.plan import Failure
 
 Format = Literal["csv", "llama-bench", "ollama-bench", "json"]
@@ -261,6 +262,8 @@ class _Cells(BaseModel):
     throttled_share: Annotated[float, Field(ge=0, le=1)] | None = None
     start_c: Annotated[float, Field(ge=-50, le=200)] | None = None
     failure: Failure | None = None
+    same_as: Annotated[str, Field(max_length=64)] | None = None
+    foreign_gpu_percent: Annotated[float, Field(ge=0, le=100)] | None = None
 
     @field_validator(*OPTION_RANGES)
     @classmethod
@@ -302,7 +305,15 @@ def parse_options(text: str, flag: str) -> Options:
 
 
 _COLUMNS: tuple[str, ...] = tuple(_Cells.model_fields)
-_FACTS = ("vram_peak_bytes", "energy_j_per_token", "throttled_share", "start_c", "failure")
+_FACTS = (
+    "vram_peak_bytes",
+    "energy_j_per_token",
+    "throttled_share",
+    "start_c",
+    "failure",
+    "same_as",
+    "foreign_gpu_percent",
+)
 _MEASURES = frozenset({"ttft_s", "decode_s", "total_s", "decode_tok_s", "client_decode_tok_s", "prefill_s"})
 
 
@@ -424,10 +435,10 @@ def _csv_row(line: int, cells: _Cells) -> ForeignRow:
         order=cells.order,
         timed=cells.started_at is not None,
         error=error,
-        facts={name: value for name in _FACTS if (value := getattr(cells, name)) is not None},
+        facts={name: value for name in SESSION_COLUMNS if (value := getattr(cells, name)) is not None},
     )
-    # A session whose load failed has no request: one line stands for it.
-    if cells.failure is not None and cells.total_s is None and cells.completion_tokens is None:
+    # A session whose load failed, or was that of another candidate, has no request: one line stands for it.
+    if (cells.failure or cells.same_as) and cells.total_s is None and cells.completion_tokens is None:
         return row
     measured = Measurement(
         role="warmup" if warm else "measure",

@@ -38,6 +38,7 @@ from chimera.tuning.statistics import drift, rounds_in_order
 from chimera.tuning.verdicts import imported_verdicts
 
 from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind, text_of
+from .sampler import shared
 from .study import final_verdicts, outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -173,12 +174,16 @@ class _Load:
 
     @property
     def state(self) -> SessionState:
-        return "done" if any(one.valid for one in self.requests) else "void"
+        return "done" if any(one.valid for one in self.requests) and not shared(self.facts) else "void"
 
     @property
     def void_reason(self) -> VoidReason | None:
         if self.state == "done":
             return None
+        if shared(self.facts):
+            return "shared-gpu"
+        if "same_as" in self.facts:
+            return "same-settings"
         reasons = Counter(one.void_reason for one in self.requests if one.void_reason)
         return reasons.most_common(1)[0][0] if reasons else "error"
 
@@ -199,6 +204,10 @@ def _import_rows(
     base, why = _baseline(configs, wanted, known, kind)
     reasons = _resolve(configs, base, known, kind)
     loads = _loads(path, rows, of_row, sheet)
+    named = {config.label: config.rank for config in configs if config.label is not None}
+    for load in loads:
+        if (stays := load.facts.pop("same_as", None)) in named:
+            load.facts["same_as"] = named[stays]
     _judge_rows(loads, sheet, notes)
     in_rounds = _rounds(loads, sheet, notes)
     trials = _trials(configs, base, reasons)

@@ -131,7 +131,7 @@ async def survey(backend: Backend, workload: Workload) -> Survey:
             prompt = await prompts.make(0, number)
             timed = await measure(backend, GenerateRequest(prompt.text, workload.output_tokens), prompt, role="warmup")
             took.append(timed.measurement.total_s)
-        pace = Pace(load_s, took[-1])
+        pace = Pace(load_s, took[-1] * workload.agents)  # at most: as if they were served one after another
         gpus = 0 if defaults.num_gpu == 0 else None
     else:
         defaults = (await backend.effective()).options
@@ -343,6 +343,7 @@ def sketch(
         raise ConfigError(f"The baseline itself cannot run here: {ruled_out.get('c0', 'it is refused')}")
     count = len(trials) - 1
     one_load = set(axes) <= SAMPLING_OPTIONS if cohorts else count > 0 and share_one_load(trials)
+    one_load = one_load and workload.agents == 1  # several agents take a load of their own each time
     plan = Plan(
         trials=trials,
         seed=seed,

@@ -26,6 +26,7 @@ from chimera.measure.session import SessionStage
 
 from .checkup import Checkup
 from .sampler import Sampler
+from .study import measured_before
 from .thermal import seconds_of
 
 if TYPE_CHECKING:
@@ -122,6 +123,10 @@ def together(base: Progress, lanes: Sequence[LiveRequest]) -> Progress:
     )
 
 
+class SameSettings(Exception):
+    """What a session has loaded was measured as another candidate already, which is named."""
+
+
 class Recorder:
     """Observes a session for the journal (an `Observer` of `chimera.measure.session`)."""
 
@@ -144,6 +149,8 @@ class Recorder:
         self._checkup = checkup
         self._ends: float | None = None
         self._session = Session(0, "")
+        self.same_as: str | None = None
+        """A candidate that was measured before and runs what this session has loaded."""
         self._sessions = 0
         self._noted: set[tuple[str, str]] = set()
         self._request_s: list[float] = []
@@ -154,7 +161,7 @@ class Recorder:
 
     async def begin(self, session: Session, sessions: int, options: dict[str, object]) -> None:
         """A session begins; `sessions` are planned in all."""
-        self._session, self._sessions = session, sessions
+        self._session, self._sessions, self.same_as = session, sessions, None
         self._begun = time.monotonic()
         seconds = seconds_of(self._run)
         self._ends = None if seconds is None else self._begun + seconds
@@ -197,7 +204,7 @@ class Recorder:
         )
 
     async def loaded(self, effective: Effective) -> None:
-        """The configuration runs."""
+        """The configuration runs. Raises `SameSettings` where another candidate was measured with the same."""
         url = self._backend.url
         self._progress.show(replace(self._progress.base, url=url, pid=effective.pid))
         self._sampler.watch(ServerInfo(self._backend.kind, url) if url else None, effective.pid)
@@ -206,6 +213,13 @@ class Recorder:
             if (self._session.candidate, note) not in self._noted:  # once a candidate, not once a load
                 self._noted.add((self._session.candidate, note))
                 await asyncio.to_thread(self._journal.log, self._run.id, note, "notice")
+        found = await asyncio.to_thread(
+            measured_before, self._journal, self._run.id, self._session.candidate, effective
+        )
+        if found is not None:
+            self.same_as, is_baseline = found
+            if not is_baseline:
+                raise SameSettings(self.same_as)
 
     async def measured(self, timed: Timed) -> None:
         """A request has ended."""

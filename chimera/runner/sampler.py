@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from chimera.diagnosis.thresholds import limit
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
@@ -191,6 +192,7 @@ def session_facts(
         facts["own_cpu_percent"] = sum(own) / len(own)
     if len(seen) > 1 and (span := seen[-1].at - seen[0].at) > 0:
         facts["nvml_calls_s"] = (seen[-1].cost.nvml_calls - seen[0].cost.nvml_calls) / span
+    engines = frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
     by_gpu: dict[str, list[GpuSample]] = {}
     for snapshot in seen:
         for sample in snapshot.gpus.samples:
@@ -206,7 +208,8 @@ def session_facts(
         wall = last.at - first.at
         if wall > 0:
             for name in last.throttle_s:
-                held[name] = max(held.get(name, 0.0), _held(first, last, name, wall) or 0.0)
+                if (share := _held(first, last, name, wall)) is not None:
+                    held[name] = max(held.get(name, 0.0), share)
             thermal += [share for name in _THERMAL if (share := _held(first, last, name, wall)) is not None]
             power += [share for name in _POWER if (share := _held(first, last, name, wall)) is not None]
         used = [value for one in samples if (value := number(one.vram_used_bytes)) is not None]
@@ -215,6 +218,12 @@ def session_facts(
         if wall > 0 and joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:
             energy.append(joules[1] - joules[0])
         sm += [value for one in samples if (value := number(one.sm_mhz)) is not None]
+    limits = [value for one in by_gpu.values() if (value := number(one[-1].power_limit_w)) is not None]
+    if limits:
+        facts["power_limit_w"] = sum(limits)
+    others = [share for one in by_gpu.values() if (share := _others(one, engines)) is not None]
+    if others:
+        facts["foreign_gpu_percent"] = max(others)
     starts = [value for one in by_gpu.values() if (value := number(one[0].temperature_c)) is not None]
     if starts:
         facts["start_c"] = max(starts)
@@ -232,6 +241,24 @@ def session_facts(
     if sm:
         facts["sm_mhz_mean"], facts["sm_mhz_min"] = sum(sm) / len(sm), min(sm)
     return facts
+
+
+def _others(samples: Sequence[GpuSample], engines: frozenset[int]) -> float | None:
+    """Mean share of a GPU that programs other than the engine computed on; None where they cannot be told apart.
+
+    A process that cannot be tied to one seen from here may be the engine itself, so it accuses nobody.
+    """
+    shares = [
+        min(100.0, sum(value for one in sample.processes if one.pid not in engines and one.name != "?"
+                       and (value := number(one.sm_percent)) is not None and value <= 100))
+        for sample in samples if isinstance(sample.processes, tuple)
+    ]  # fmt: skip
+    return sum(shares) / len(shares) if engines and shares else None
+
+
+def shared(facts: Mapping[str, Any]) -> bool:
+    """Whether another program computed on the GPU for more than a moment; the session is then void."""
+    return (facts.get("foreign_gpu_percent") or 0.0) >= limit("foreign-sm")
 
 
 def _held(first: GpuSample | GpuCounters, last: GpuSample | GpuCounters, reason: str, wall: float) -> float | None:

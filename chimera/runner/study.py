@@ -15,13 +15,14 @@ from chimera.backends.wire import refusal
 from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Session
+from chimera.domain.server import Effective
 from chimera.domain.verdict import Metric, Verdict
 from chimera.domain.workload import Workload
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, OutOfMemory, StreamBroken
 from chimera.tuning.concurrency import costs, figures
 from chimera.tuning.estimate import estimate
 from chimera.tuning.objectives import Recommendation, chosen, pareto_front, points
-from chimera.tuning.plan import Failure, Outcome, Plan, by_round
+from chimera.tuning.plan import Failure, Outcome, Plan, by_round, same_configuration
 from chimera.tuning.protocol import Done, NeedCohort, Round, Standing, standing, started_hot
 from chimera.tuning.statistics import drift, paired, session_costs
 from chimera.tuning.verdicts import table
@@ -98,6 +99,7 @@ def _outcome(session: Session, measurements: Sequence[Measurement], output_token
         costs=_costs(facts, measurements, output_tokens) if session.state == "done" else {},
         failure=facts.get("failure"),
         hot=started_hot(throttled=facts.get("throttled_share"), start_c=facts.get("start_c"), preflight_start_c=start),
+        same_as=facts.get("same_as"),
     )
 
 
@@ -160,6 +162,15 @@ def _keep(journal: Journal, run: Run, played: Sequence[tuple[Plan, Standing]]) -
         journal.log(
             run.id, f"confirmation of {who} against the baseline: {now['confirm_rounds']} fresh rounds", "notice"
         )
+    for candidate, stays in now["same"].items():
+        if candidate not in before.get("same", {}):
+            asked = {trial.candidate: str(trial.requested) for plan, _ in played for trial in plan.trials}
+            journal.log(
+                run.id,
+                f"{candidate} ({asked[candidate]}) runs what {stays} ({asked[stays]}) runs, by what was read back: it "
+                f"is not measured again, and {stays} stands for both",
+                "notice",
+            )
     for candidate, words in now["dropped"].items():
         if candidate not in before.get("dropped", {}):
             journal.log(run.id, f"{candidate}: {words}")
@@ -173,6 +184,7 @@ def standing_facts(played: Sequence[tuple[Plan, Standing]], workload: Workload) 
     plan, now = played[-1]
     step = now.step
     noise = next((at.noise for _, at in reversed(played) if at.noise is not None), None)
+    plan = plan.without(now.same)
     together = len(now.finalists) or (
         min(plan.confirmed, len(plan.candidates)) if plan.confirm else len(plan.candidates)
     )
@@ -186,6 +198,7 @@ def standing_facts(played: Sequence[tuple[Plan, Standing]], workload: Workload) 
         "dropped": {one.candidate: DROPPED_WORDS[one.why] for _, at in played for one in at.dropped},
         "failed": {name: kind for _, at in played for name, kind in at.failed.items()},
         "unlaunched": {name: failed for _, at in played for name, failed in at.unlaunched.items()},
+        "same": {name: stays for _, at in played for name, stays in at.same.items()},
         "finalists": list(now.finalists),
         "confirm_rounds": now.confirm_rounds,
         "set_aside": sorted(seq for _, at in played for seq in at.set_aside),
@@ -259,7 +272,7 @@ def conclude(journal: Journal, run: Run) -> list[str]:
         for check in result["validation"]:
             value = "unknown" if check["value"] is None else f"{check['value']:.3g} (limit {check['limit']:g})"
             said.append(f"step 5, {check['check']}: {check['result']}, {value}; {check['words']}")
-        said.append("Quality is not scored: read the outputs of two settings side by side.")
+        said.append(f"Quality is not scored: `chimera outputs {run.id}` shows what two settings answer, side by side.")
     journal.set_verdicts(run.id, [row for one, at in played for row in table(one, at)])
     journal.set_plan(run.id, {**run.plan, "standing": standing_facts(played, run.workload), "result": result})
     return said
@@ -274,6 +287,7 @@ def _draw_next(journal: Journal, run: Run) -> bool:
 def _next(journal: Journal, run: Run, plan: Plan, now: Standing, step: Round) -> Next:
     used = max((one.seq for one in journal.sessions(run.id)), default=0)
     session = replace(step.sessions[0], seq=used + 1)
+    plan = plan.without(now.same)
     known = replace(plan, confirm_rounds=now.confirm_rounds) if now.confirm_rounds else plan
     total = estimate(known, run.workload, noise=now.noise).sessions
     words = f"{_PHASES.get(step.phase, step.phase)} round {step.counted + 1}"
@@ -301,8 +315,12 @@ def propose_cohort(journal: Journal, run: Run, plan: Plan, now: Standing, number
     finished: dict[Options, float | None] = {}
     for trial in plan.trials:
         if trial.role != "baseline":
-            pairs = paired(rounds, trial.candidate, plan.baseline)
-            out = trial.candidate in now.failed or not pairs.n
+            stays = now.same.get(trial.candidate, trial.candidate)
+            if stays == plan.baseline:
+                finished[trial.requested.only(frozenset(axes))] = 0.0
+                continue
+            pairs = paired(rounds, stays, plan.baseline)
+            out = stays in now.failed or not pairs.n
             finished[trial.requested.only(frozenset(axes))] = None if out else -pairs.mean
     seen = {group.canonical for group in known.groups([("", trial.requested) for trial in plan.trials])}
 
@@ -328,6 +346,27 @@ def propose_cohort(journal: Journal, run: Run, plan: Plan, now: Standing, number
         run.id, fresh, {**run.plan, "rules": rules, "settings": {**run.plan.get("settings", {}), **settings}}
     )
     journal.log(run.id, f"cohort {number}: {len(fresh)} candidates proposed")
+
+
+def measured_before(journal: Journal, run_id: str, candidate: str, runs: Effective) -> tuple[str, bool] | None:
+    """A candidate of the same plan that was measured and runs the same settings, by what was read back of both.
+
+    Told at a candidate's first load only: what it was measured as then, it stays. With it comes whether `candidate` is
+    the baseline, which is measured nonetheless: it takes the other one's place.
+    """
+    run = journal.run(run_id)
+    plan = next((plan for _, plan in stage_plans(journal, run) if candidate in plan.settings), None)
+    if plan is None or plan.one_load or not plan.by_options:
+        return None
+    measured = {one.candidate for one in journal.sessions(run.id) if one.state == "done"}
+    if candidate in measured:
+        return None
+    requested = {trial.candidate: trial.requested for trial in plan.trials}
+    for name in (plan.baseline, *plan.candidates):
+        other = journal.effective(run.id, name) if name in measured else None
+        if other is not None and same_configuration(requested[candidate], runs, requested[name], other):
+            return name, candidate == plan.baseline
+    return None
 
 
 def failure_of(error: BackendError) -> Failure:

@@ -16,7 +16,7 @@ from chimera.domain.run import Run, Target
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 from chimera.model.effective import default_axis
-from chimera.store.document import VRAM_FACT
+from chimera.store.blame import VRAM_FACT
 from chimera.tuning.estimate import estimate
 from chimera.tuning.objectives import chosen
 from chimera.tuning.plan import CONFIRM_MIN, Plan

@@ -15,7 +15,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
@@ -27,7 +27,7 @@ from chimera.measure.agents import run_crew
 from chimera.measure.live import LiveRequest
 from chimera.measure.session import PromptSource, SessionOutcome, run_session
 from chimera.model.shape import ModelShape
-from chimera.store.document import VRAM_FACT
+from chimera.store.blame import VRAM_FACT
 from chimera.tuning.estimate import BLOCK
 from chimera.tuning.plan import Failure
 from chimera.tuning.protocol import FAILURE_WORDS, Done
@@ -38,8 +38,8 @@ from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .launch import disturbance, disturbed_by
 from .putback import restore
-from .recorder import Gate, ProgressWriter, Recorder
-from .sampler import Sampler
+from .recorder import Gate, ProgressWriter, Recorder, SameSettings
+from .sampler import Sampler, shared
 from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
 
@@ -367,6 +367,11 @@ class Worker:
                     loaded=one_load and self._loaded == options.load,
                     seconds=seconds_of(run),
                 )
+        except SameSettings:
+            self._loaded = options.load
+            facts: dict[str, Any] = {"same_as": recorder.same_as}
+            await recorder.end(replace(session, state="void", void_reason="same-settings", facts=facts))
+            return
         except BackendError as error:
             self._loaded = None
             reason: VoidReason = "refused" if isinstance(error, BackendRefused) else "error"
@@ -383,6 +388,10 @@ class Worker:
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
+        if comparing and outcome.void_reason is None and shared(outcome.facts):
+            outcome = replace(outcome, void_reason="shared-gpu")
+            percent = f"{outcome.facts['foreign_gpu_percent']:.0f} %"
+            self._journal.log(run.id, f"session void: other programs computed on {percent} of the GPU", "warn")
         if comparing and (failure := failure_within(outcome.measurements, outcome.void_reason)):
             outcome.facts["failure"] = failure
             self._say_failed(trial, failure, next((one.error for one in outcome.measurements if one.error), None))
@@ -390,6 +399,8 @@ class Worker:
         if effective is not None and effective.vram_bytes and not one_load:
             outcome.facts.setdefault(VRAM_FACT, effective.vram_bytes)
         outcome.facts["needs"] = self._needs(session.candidate)
+        if recorder.same_as is not None:
+            outcome.facts["same_as"] = recorder.same_as
         outcome.facts["log"] = await asyncio.to_thread(log_lines, backend, began)
         if run.kind == "thermal":
             await self._judge_heat(outcome)

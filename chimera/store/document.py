@@ -26,14 +26,12 @@ from chimera.domain.server import Effective
 from chimera.domain.text import plain
 from chimera.domain.verdict import Verdict
 
+from .blame import VRAM_FACT, blame, power_view
 from .codec import clean
 from .journal import Journal
 from .records import Row
 
 SCHEMA_VERSION = 1
-
-VRAM_FACT = "vram_peak_bytes"
-"""Key in `Session.facts`: most VRAM that the engine held in the session, bytes."""
 
 CSV_COLUMNS = (
     "order", "session", "round", "phase", "role", "started_at", "ttft_s", "queue_s", "load_s", "prefill_s", "decode_s",
@@ -41,7 +39,15 @@ CSV_COLUMNS = (
     "finish_reason", "cold", "void_reason", "error", "agent", "instance", "candidate",
 )  # fmt: skip
 """After the option columns; the import reads the same names."""
-SESSION_COLUMNS = (VRAM_FACT, "energy_j_per_token", "throttled_share", "start_c", "failure")
+SESSION_COLUMNS = (
+    VRAM_FACT,
+    "energy_j_per_token",
+    "throttled_share",
+    "start_c",
+    "failure",
+    "same_as",
+    "foreign_gpu_percent",
+)
 """What verdicts need of a session beside its requests, as in its facts; a column is there where any session has it."""
 
 WATCHING_FACTS = ("own_cpu_percent", "nvml_calls_s")
@@ -100,6 +106,8 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
         "findings": [_finding(finding) for finding in journal.findings(run.id)],
     }
     found |= {"standing": run.plan.get("standing"), **_RESULT, **run.plan.get("result", {})}
+    for one in found["trials"]:
+        one["same_as"] = ((run.plan.get("standing") or {}).get("same") or {}).get(one["candidate"])
     heat = [one.facts["thermal"] for one in sessions if "thermal" in one.facts]
     if heat:
         found["thermal"] = heat[-1]
@@ -109,8 +117,9 @@ def document(journal: Journal, run: Run, *, measurements: bool = False) -> dict[
         if (known := [one.facts[name] for one in sessions if one.facts.get(name) is not None])
     }:
         found["watching"] = watching
+    found["power"] = power_view(run)
     if measurements:
-        found["sessions"] = [_session(session) for session in sessions]
+        found["sessions"] = [_session(one, [row for row in rows if row.session == one.seq]) for one in sessions]
         found["measurements"] = [_measurement(row) for row in rows]
     return cast("dict[str, Any]", clean(found))
 
@@ -165,6 +174,9 @@ def _trial(trial: Trial, effective: Effective | None, sessions: list[Session], r
         **{name: _figure(groups, figure) for name, figure in _FIGURES.items()},
         "other_s": _figure(groups, _FIGURES["other_s"]) | {"cv": None},  # a rest about 0: its mean says nothing
         "vram_bytes": _vram(shown, effective),
+        "energy_j_per_token": statistic(
+            [float(one) for session in shown if (one := session.facts.get("energy_j_per_token"))], "session"
+        ),
     }
 
 
@@ -200,8 +212,9 @@ def _finding(finding: Finding) -> dict[str, Any]:
     return {**asdict(finding), "since": iso(finding.since)}
 
 
-def _session(session: Session) -> dict[str, Any]:
-    return {**asdict(session), "started_at": iso(session.started_at), "ended_at": iso(session.ended_at)}
+def _session(session: Session, rows: list[Row]) -> dict[str, Any]:
+    times = {"started_at": iso(session.started_at), "ended_at": iso(session.ended_at)}
+    return {**asdict(session), **times, "blame": blame(session, [row.measurement for row in rows])}
 
 
 def _measurement(row: Row) -> dict[str, Any]:
@@ -212,7 +225,7 @@ def _measurement(row: Row) -> dict[str, Any]:
 def export_csv(journal: Journal, run: Run) -> str:
     """One line a request, in the columns that `chimera runs import` reads; empty = unknown, or not asked for.
 
-    A void session without any request (its load failed) has a line of its own, with what went wrong.
+    A void session without any request (its load failed, or was that of another candidate) has a line of its own.
     """
     requested = {trial.candidate: trial.requested.as_dict() for trial in journal.trials(run.id)}
     asked = [name for name in OPTION_NAMES if any(name in options for options in requested.values())]
@@ -238,7 +251,11 @@ def export_csv(journal: Journal, run: Run) -> str:
 
 
 def _is_empty(session: Session, seen: set[int]) -> bool:
-    return session.state == "void" and session.seq not in seen and session.facts.get("failure") is not None
+    return (
+        session.state == "void"
+        and session.seq not in seen
+        and any(session.facts.get(name) is not None for name in ("failure", "same_as"))
+    )
 
 
 def _empty(session: Session) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def recommend(plan: Plan, outcomes: Sequence[Outcome]) -> Recommendation:
 def chosen(plan: Plan, now: Standing) -> Recommendation:
     """`recommend` for a standing that is already known."""
     rows = table(plan, now)
+    plan = plan.without(now.same)
     on = {(row.candidate, row.metric): row for row in rows}
     deciding = [row for row in rows if row.metric == plan.objective and row.candidate in plan.candidates]
     winners = sorted((row for row in deciding if row.verdict == "better"), key=lambda row: -(row.effect or 0.0))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from chimera.domain.options import Options
 from chimera.domain.run import Session, SessionPhase, Trial
+from chimera.domain.server import Effective
 from chimera.domain.verdict import Metric
 from chimera.errors import ConfigError
 
@@ -111,6 +112,16 @@ class Plan:
         """What each one runs with: its effective options where they were known at planning, else the requested."""
         return {trial.candidate: trial.effective or trial.requested for trial in self.trials}
 
+    def without(self, names: Collection[str]) -> Plan:
+        """The plan as it is without these candidates."""
+        if not names:
+            return self
+        return replace(
+            self,
+            trials=tuple(trial for trial in self.trials if trial.candidate not in names),
+            cohorts=tuple(tuple(name for name in group if name not in names) for group in self.cohorts),
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The rules without trials and seed, for the journal; `Plan.of` is the inverse."""
         return {
@@ -142,6 +153,8 @@ class Outcome:
     """The configuration failed as a whole; the session is then void."""
     hot: bool = False
     """It throttled, or started too warm: see `protocol.started_hot`."""
+    same_as: str | None = None
+    """A candidate that was measured before and runs the same settings, by what was read back after both loads."""
 
     @property
     def interrupted(self) -> bool:
@@ -161,6 +174,25 @@ def confirmed_together(candidates: int) -> int:
 def share_one_load(trials: Sequence[Trial]) -> bool:
     """Whether they differ in sampling options only, so that a server need not reload between them."""
     return len({(trial.effective or trial.requested).load for trial in trials}) <= 1
+
+
+def same_configuration(requested: Options, runs: Effective, other_requested: Options, other: Effective) -> bool:
+    """Whether two configurations turned out to be one, by what was read back when each was loaded.
+
+    All that is known to run must be equal, and where they asked for different things both must be known. A guess
+    (`estimated`) proves nothing, and sampling options, which no load makes effective, are compared as asked for.
+    """
+    if requested.sampling != other_requested.sampling or runs.options.load != other.options.load:
+        return False
+    asked, others, known = requested.load.as_dict(), other_requested.load.as_dict(), runs.options.as_dict()
+    return all(
+        asked.get(name) == others.get(name)
+        or (name in known and {runs.sources.get(name), other.sources.get(name)} <= _KNOWN)
+        for name in asked.keys() | others.keys()
+    )
+
+
+_KNOWN = frozenset({"measured", "derived"})
 
 
 def by_round(

@@ -16,11 +16,13 @@ The rules:
   aside and repeated under a new number after a cool-down, at most twice; then it counts.
 * A candidate that fails before it ever worked is out, with all that need at least as much. One that worked before gets
   the second try of a void session. An interrupted session is run again and otherwise forgotten.
+* A candidate that, once loaded, turns out to run what another one runs is out from then on: the other stands for both.
+  Of two the baseline stays, else the one that was measured first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from random import Random
@@ -114,6 +116,8 @@ class Standing:
     """Candidates that are out because they failed."""
     unlaunched: dict[str, str] = field(default_factory=dict)
     """Candidates that need at least as much as one that failed, which is named."""
+    same: dict[str, str] = field(default_factory=dict)
+    """Candidates that run, by what was read back, what another one runs, which is named and stands for both."""
     noise: Noise | None = None
     """Of the preflight."""
     finalists: tuple[str, ...] = ()
@@ -151,6 +155,25 @@ def started_hot(*, throttled: float | None, start_c: float | None, preflight_sta
     return start_c is not None and preflight_start_c is not None and start_c - preflight_start_c > HOT_START_C
 
 
+def stand_for(plan: Plan, outcomes: Sequence[Outcome], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Which candidates turned out, once loaded, to run what another one runs: each with the one that stands for it.
+
+    Of two the baseline stays, else the one that was measured first.
+    """
+    same = dict(known or {})
+    names = {trial.candidate for trial in plan.trials}
+    for one in sorted(outcomes, key=lambda one: one.session.seq):
+        mine, stays = one.session.candidate, one.same_as
+        if stays is None or stays not in names or mine in same:
+            continue
+        stays = same.get(stays, stays)
+        if mine == plan.baseline:
+            mine, stays = stays, mine
+        if mine != stays:
+            same = {name: stays if other == mine else other for name, other in same.items()} | {mine: stays}
+    return same
+
+
 @lru_cache(maxsize=4096)
 def _permutation(seed: int, phase: SessionPhase, number: int, names: tuple[str, ...]) -> tuple[str, ...]:
     order = list(names)
@@ -174,6 +197,7 @@ class _Play:
         self.proven: set[str] = set()
         self.failures: list[tuple[str, Failure]] = []
         self.unlaunched: dict[str, str] = {}
+        self.same: dict[str, str] = {}
         self.counted: list[Outcome] = []
         self.set_aside: set[int] = set()
         self.hot_rounds: list[tuple[SessionPhase, int]] = []
@@ -191,15 +215,16 @@ class _Play:
         return Standing(
             step=step,
             open=tuple(name for name in self._alive(self.candidates) if name not in gone),
-            counted=tuple(self.counted),
+            counted=tuple(one for one in self.counted if one.session.candidate not in self.same),
             set_aside=frozenset(self.set_aside),
             hot_rounds=tuple(self.hot_rounds),
             lacking=tuple(self.lacking),
             dropped=tuple(self.dropped),
             failed=dict(self.failures),
             unlaunched=dict(self.unlaunched),
+            same=dict(self.same),
             noise=self.noise,
-            finalists=self.finalists,
+            finalists=tuple(name for name in self.finalists if name not in self.same),
             confirm_rounds=self.confirm_rounds,
         )
 
@@ -236,6 +261,8 @@ class _Play:
         if len(plan.cohorts) < plan.cohorts_planned:
             return NeedCohort(len(plan.cohorts) + 1)
         if not survivors:
+            if done := self._all_the_same(self.candidates):
+                return done
             return Done("No candidate could be run, so there is nothing to compare with the baseline.", complete=False)
         if not plan.confirm:
             return Done("Every round that was planned is there.")
@@ -252,10 +279,17 @@ class _Play:
         for _ in range(self.confirm_rounds):
             open_ = self._alive(self.finalists)
             if not open_:
+                if done := self._all_the_same(self.finalists):
+                    return done
                 return Done("None of the candidates in confirmation could be run any more.", complete=False)
             if step := self._slot("confirm", open_, self.confirm_rounds):
                 return step
         return Done("Every round that was planned is there.")
+
+    def _all_the_same(self, names: Sequence[str]) -> Done | None:
+        if all(name in self.same for name in names):
+            return Done("Every candidate runs the baseline's settings, by what was read back: nothing differs.")
+        return None
 
     # Choosing
 
@@ -289,9 +323,9 @@ class _Play:
         self.dropped += [Dropped(name, self.slots.get("screen", 0), why) for name in names]
 
     def _alive(self, names: Sequence[str]) -> tuple[str, ...]:
-        if not self.failures:
+        if not self.failures and not self.same:
             return tuple(names)
-        out = {name for name, _ in self.failures} | self.unlaunched.keys()
+        out = {name for name, _ in self.failures} | self.unlaunched.keys() | self.same.keys()
         return tuple(name for name in names if name not in out)
 
     def _ruled_out(self, names: Sequence[str]) -> dict[str, str]:
@@ -319,8 +353,9 @@ class _Play:
             if hot:
                 self.hot_rounds.append((phase, number))
             present = {one.session.candidate for one in used}
-            alive = (self.baseline, *self._alive(open_))
-            self.lacking += [(phase, number, name) for name in alive if name not in present]
+            alive = self._alive(open_)
+            if alive or phase == "preflight":
+                self.lacking += [(phase, number, name) for name in (self.baseline, *alive) if name not in present]
             break
         return None
 
@@ -329,8 +364,14 @@ class _Play:
     ) -> tuple[Step | None, list[Outcome]]:
         """The sessions that a round still needs, or, where it needs none, its valid ones."""
         plan, tried = self.plan, self.tries.get((phase, number), {})
-        untried = frozenset(name for name in open_ if name not in self.proven)
+        self.same = stand_for(plan, [one for tries in tried.values() for one in tries], self.same)
         order: Sequence[str] = _permutation(plan.seed, phase, number, (self.baseline, *open_))
+        if self.same:
+            order = [name for name in order if name not in self.same]
+            open_ = tuple(name for name in open_ if name not in self.same)
+            if phase != "preflight" and not open_:
+                return None, []  # the baseline alone would be compared with nothing
+        untried = frozenset(name for name in open_ if name not in self.proven)
         finished = [one[0] for name in order if (one := tried.get(name)) and one[0].counts(plan.objective)]
         if len(finished) == len(order):
             self.proven.update(order)

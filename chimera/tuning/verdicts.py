@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from chimera.domain.run import SessionPhase
 from chimera.domain.verdict import Metric, Verdict, VerdictWord
 
 from .plan import Outcome, Plan, by_round
-from .protocol import FAILURE_WORDS, Done, Dropped, Standing, standing
+from .protocol import FAILURE_WORDS, Done, Dropped, Standing, stand_for, standing
 from .statistics import MIN_ROUNDS, Judgement, judge, level_for, paired
 
 CHOOSING: tuple[SessionPhase, ...] = ("screen", "measure")
@@ -29,6 +29,7 @@ def verdicts(plan: Plan, outcomes: Sequence[Outcome]) -> list[Verdict]:
 
 def table(plan: Plan, now: Standing) -> list[Verdict]:
     """`verdicts` of a standing that is already known."""
+    everything, plan = plan, plan.without(now.same)
     complete = isinstance(now.step, Done) and now.step.complete
     seen = {metric for one in now.counted for metric in one.costs}
     rows: list[Verdict] = []
@@ -36,7 +37,8 @@ def table(plan: Plan, now: Standing) -> list[Verdict]:
         if metric != plan.objective and metric not in seen:
             continue
         rows += [_derived(plan, candidate, metric) for candidate in _like_baseline(plan)]
-        rows += [_verdict(plan, now, candidate, metric, complete) for candidate in plan.candidates]
+        own = {name: _verdict(plan, now, name, metric, complete) for name in plan.candidates}
+        rows += [own.get(name) or _twin(plan, now, name, own, metric) for name in everything.candidates]
     return rows
 
 
@@ -51,16 +53,22 @@ def imported_verdicts(plan: Plan, outcomes: Sequence[Outcome], *, in_rounds: boo
         in_rounds: False where the file tells no rounds, nor has an order in which candidates alternate: any drift
             would then look like an effect.
     """
-    final = {one.session.candidate for one in outcomes if one.session.phase == "confirm"} - {plan.baseline}
+    same = stand_for(plan, outcomes)
+    final = {one.session.candidate for one in outcomes if one.session.phase == "confirm"} - {plan.baseline, *same}
     now = Standing(
         step=Done("Imported."),
         open=plan.candidates,
-        counted=tuple(one for one in outcomes if one.counts(plan.objective) and one.session.phase != "preflight"),
+        counted=tuple(
+            one
+            for one in outcomes
+            if one.counts(plan.objective) and one.session.phase != "preflight" and one.session.candidate not in same
+        ),
         set_aside=frozenset(),
         hot_rounds=(),
         lacking=(),
         dropped=tuple(Dropped(name, 0, "not-finalist") for name in plan.candidates if final and name not in final),
         failed={one.session.candidate: one.failure for one in outcomes if one.failure and not _worked(outcomes, one)},
+        same=same,
         finalists=tuple(name for name in plan.candidates if name in final),
     )
     rows = table(replace(plan, confirm=bool(final)), now)
@@ -135,6 +143,16 @@ def _like_baseline(plan: Plan) -> tuple[str, ...]:
 
 def _is_derived(plan: Plan, row: Verdict) -> bool:
     return row.candidate in _like_baseline(plan)
+
+
+def _twin(plan: Plan, now: Standing, candidate: str, own: Mapping[str, Verdict], metric: Metric) -> Verdict:
+    """The row of a candidate that turned out, once loaded, to be another one."""
+    stays = now.same[candidate]
+    reason = f"Read back: it runs what {stays} runs, so it was not measured again and {stays} stands for both."
+    if stays == plan.baseline:
+        return Verdict(candidate, plan.baseline, metric, "same", effect=1.0, level=level_for(1), reason=reason)
+    row = own[stays]
+    return replace(row, candidate=candidate, reason=f"{reason} {row.reason}" if row.reason else reason)
 
 
 def _derived(plan: Plan, candidate: str, metric: Metric) -> Verdict:

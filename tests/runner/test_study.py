@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -163,6 +164,86 @@ def test_a_sweep_whose_worker_is_killed_ends_with_the_table_of_an_uninterrupted_
 @pytest.mark.timeout(900)
 def test_fifty_kills_change_nothing_in_the_table(journal: Journal) -> None:
     resumed_again_and_again(journal, kills=50, seed=2, candidates=12, rounds=6)
+
+
+@pytest.mark.parametrize("killed_after", [None, 6])
+def test_candidates_that_turn_out_to_be_one_after_loading_are_measured_once(
+    journal: Journal, killed_after: int | None, tmp_path: Path
+) -> None:
+    """How many layers are automatic is known only when they are loaded: here all 19."""
+    axes = {"num_gpu": (-1, 10, 19), "num_ctx": (4096, 8192)}
+    stage = Stage(journal, {}, wait_s=0.01)
+    with in_thread(ScriptedOllama(decode_s=0.01, real_time=False, noise=stage)) as server:
+        run = sweep(journal, server, axes, rounds=3, confirm=False, preflight=3)
+        trials = {one.candidate: one for one in journal.trials(run.id)}
+        names = {(one.requested.num_gpu, one.requested.num_ctx): one.candidate for one in trials.values()}
+        assert trials["c0"].merged == (names.pop((-1, 4096), "c1"),), "what is plain before is merged before"
+        assert len(trials) == 6
+        stage.run_id = run.id
+        if killed_after is not None:
+            child = start_worker(journal, run.id)
+            wait_until(lambda: len(journal.sessions(run.id)) > killed_after, 30)
+            os.kill(child.pid, signal.SIGKILL)
+            child.wait(10)
+        run = finish(journal, run)
+    assert run.state == "done", run.error
+    late, automatic, all_of_them = names[19, 4096], names[-1, 8192], names[19, 8192]
+    same = run.plan["standing"]["same"]
+    twin = automatic if automatic in same else all_of_them
+    stays = all_of_them if twin == automatic else automatic
+    assert same == {late: "c0", twin: stays}
+    counted = Counter(candidate for phase, _, candidate in done_sessions(journal, run) if phase == "screen")
+    assert counted == dict.fromkeys({*trials} - {late, twin}, 3), "nothing that is known was measured again"
+    void = [one for one in journal.sessions(run.id) if one.void_reason == "same-settings"]
+    assert {(one.candidate, one.facts["same_as"]) for one in void} == set(same.items())
+    assert len(void) == 2
+    assert all(not journal.measurements(run.id, session=one.seq) for one in void)
+    rows = {row.candidate: row for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert set(rows) == {*trials, *trials["c0"].merged} - {"c0"}, "one verdict for each"
+    assert (rows[late].verdict, rows[late].effect, rows[late].n) == ("same", 1.0, 0)
+    assert (rows[twin].verdict, rows[twin].ci, rows[twin].n) == (rows[stays].verdict, rows[stays].ci, 3)
+    said = [one.text for one in journal.events(run.id) if "by what was read back" in one.text]
+    assert len(said) == 2
+    assert any(
+        f"{twin} ({trials[twin].requested}) runs what {stays} ({trials[stays].requested})" in one for one in said
+    )
+    shown = chimera("runs", "show", run.id).stdout
+    assert f"{late} runs what c0 runs, by what was read back" in shown
+    facts = {one["candidate"]: one for one in document(journal, run)["trials"]}
+    assert (facts[late]["same_as"], facts[late]["requested"]["num_gpu"]) == ("c0", 19)
+    for form in ("csv", "json"):
+        file = tmp_path / f"run.{form}"
+        assert chimera("runs", "export", run.id, "--format", form, "-o", str(file)).returncode == 0
+        again = {
+            row["candidate"]: (row["verdict"], row["n"], row["level"])
+            for row in facts_of(chimera("runs", "import", str(file), "--json"))["verdicts"]
+            if row["metric"] == "decode_tok_s"
+        }
+        expected = {name: (row.verdict, row.n, row.level) for name, row in rows.items()}
+        if form == "csv":  # what was merged before it ran is in no row
+            expected = {name: row for name, row in expected.items() if name in trials}
+        assert again == expected
+
+
+def test_the_completion_time_of_several_agents_is_an_objective_of_a_sweep(journal: Journal) -> None:
+    workload = Workload(prompt_tokens=6, output_tokens=8, requests=2, agents=2)
+    stage = Stage(journal, {2: 1.5}, sd=0.0)
+    with in_thread(ScriptedOllama(decode_s=0.01, noise=stage, slots=2)) as server:
+        drawn = sketch(
+            "sweep", known_of(server), {"num_thread": (1, 2)}, workload,
+            seed=5, objective="completion_s", rounds=4, confirm=False,
+        )  # fmt: skip
+        assert drawn.estimate.requests == 12 * 3 * 2, "each agent sends its own, the discarded one too"
+        run = create_study(journal, Target("ollama", url=server.url, assume_yes=True), drawn)
+        stage.run_id = run.id
+        run = finish(journal, run)
+    assert run.state == "done", run.error
+    assert {one.agent for one in (row.measurement for row in journal.measurements(run.id))} == {0, 1}
+    rows = {row.candidate: row for row in journal.verdicts(run.id) if row.metric == "completion_s"}
+    assert (rows["c2"].n, rows["c1"].n) == (4, 4)
+    assert rows["c2"].verdict == "better", "half as much again in the same time"
+    sampling = sketch("sweep", known_of(server), {"temperature": (0.2, 0.8)}, workload, seed=5, confirm=False)
+    assert not sampling.plan.one_load
 
 
 def test_memory_runs_out_once_a_line_and_nothing_beyond_is_launched(journal: Journal) -> None:
@@ -544,6 +625,9 @@ def test_tune_walks_the_five_steps_over_a_killed_worker_and_says_what_passed(jou
     log = [one.text for one in journal.events(run.id)]
     assert sum("step 5, consistency: pass" in line for line in log) == 1
     assert any("Quality is not scored" in line for line in log)
+    shown = chimera("runs", "show", run.id).stdout
+    assert all(f"step {number}: " in shown for number in range(1, 6)), "each of the guide's five steps is named"
+    assert "check    consistency: pass" in shown
     counted = done_sessions(journal, journal.run(run.id))
     assert len(counted) == len(set(counted))
 

@@ -19,6 +19,7 @@ from chimera.runner.follow import Compared, Update
 from chimera.tui.messages import RunChanged, ServersFound
 from chimera.tui.screens import tune
 from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.outputs import Outputs
 from chimera.tui.screens.tune import Tune
 from tests.widgets import data
 from tests.widgets.screens import screen_text
@@ -268,6 +269,94 @@ async def test_a_run_with_agents_shows_its_arms_and_at_its_end_their_figures(
             assert wanted in text, f"{wanted} is not on the screen at {size}"
 
 
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_what_held_a_session_back_and_what_nothing_beats_are_on_the_screen(size: tuple[int, int]) -> None:
+    front = [
+        {"candidate": "c0", "values": {"decode_tok_s": 90.0, "vram_bytes": 2.0 * 2**30}},
+        {"candidate": "c1", "values": {"decode_tok_s": 98.1, "vram_bytes": 3.0 * 2**30}},
+    ]
+    done = comparison("done", rules={"band": 0.02, "objective": "energy_j_per_token"},
+                      result={**DONE["result"], "pareto": front})  # fmt: skip
+    gpus = ({"name": "Card", "index": 0, "power_min_w": 100.0, "power_max_w": 300.0, "power_default_w": 300.0},)
+    assert done.compared is not None
+    compared = replace(done.compared, metric="energy_j_per_token", blame={"c1": "98.1 tok/s; power cap 12%"})
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(replace(done, run=replace(done.run, gpus=gpus), compared=compared)))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        app.paint()
+        await pilot.pause()
+        assert "power cap 12%" not in screen_text(app), "the cursor is on the baseline, of which nothing is known"
+        await pilot.press("down")
+        app.paint()
+        await pilot.pause()
+        said = str(app.screen.query_one("#about").render())
+        text = " ".join(screen_text(app).split())
+        assert "c1: 98.1 tok/s; power cap 12%" in text
+        assert "c0 90.0 tok/s, VRAM 2.00 GiB; c1 98.1 tok/s, VRAM 3.00 GiB" in said
+        assert "not beaten on every aim" in text
+        assert "nvidia-smi -i 0 -pl 270" in said
+
+
+async def test_a_candidate_that_turned_out_to_be_another_one_says_so() -> None:
+    update_ = comparison("done", standing={"same": {"c5": "c1"}})
+    assert update_.compared is not None
+    rows = {view.trial.candidate: view for view in tune.views(update_, update_.compared)}
+    assert (rows["c5"].state, rows["c5"].note) == ("same", "runs what c1 runs")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(update_))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        app.paint()
+        await pilot.pause()
+        assert "runs what c1 runs" in screen_text(app)
+
+
+ANSWERS = {
+    "run": "k7f2",
+    "same_text": False,
+    "words": "Quality is not scored: read and judge.",
+    "outputs": [
+        {"candidate": "c0", "requested": {}, "text": "Light is scattered.\nBlue most.", "error": None},
+        {"candidate": "c4", "requested": {"num_gpu": 20}, "text": "[bold]Because\x1b[31m.", "error": None},
+    ],
+}
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 50)])
+async def test_two_answers_are_read_side_by_side(size: tuple[int, int], line: Callable[..., Line]) -> None:
+    asked = line((0, ANSWERS, ""), (2, None, "run k7f2 recommends its baseline: name another.\n"))
+    app = QuietApp()
+    async with app.run_test(size=size) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("o")
+        await pilot.pause()
+        assert not app.screen.has_class("-typing"), "it goes on: its server is not free"
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.pause()
+        footer = screen_text(app).splitlines()[-1]
+        assert "o Read" in footer
+        assert "p Plan" not in footer
+        assert size[0] == 80 or "q Leave" in footer
+        await pilot.press("down", "down", "o", *"why", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Outputs))
+        assert asked.asked == [("outputs", "k7f2", "--candidate", "c4", "--prompt=why", "--json")]
+        await pilot.pause()
+        text = screen_text(app)
+        for wanted in ("c0 server defaults", "c4 num_gpu=20", "Light is scattered.", "[bold]Because.", "not scored"):
+            assert wanted in text, f"{wanted} is not on the screen at {size}"
+        beside = any("Light is scattered." in row and "Because" in row for row in text.splitlines())
+        assert beside == (size[0] >= 100)
+        await pilot.press("escape", "up", "up", "o", "enter")
+        await until(pilot, lambda: len(asked.asked) == 2)
+        assert asked.asked[1] == ("outputs", "k7f2", "--json"), "on the baseline the recommendation is read"
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+
+
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:
     asked = line((0, PLAN, ""))
     app = QuietApp(UiOptions(embedded=True, read_only=True))
@@ -277,6 +366,17 @@ async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> 
         await pilot.press("s")
         await pilot.pause()
         assert len(asked.asked) == 1
+
+
+def test_a_proof_that_does_not_show_the_gain_again_says_so() -> None:
+    row = {"metric": "decode_tok_s", "verdict": "better", "effect": 1.09}
+    assert tune.proved({"proof": {"run": "p", "state": "done", "verdicts": [row]}}) == (
+        "Proof p: decode_tok_s better +9.0%.", True,
+    )  # fmt: skip
+    words, held = tune.proved({"proof": {"run": "p", "state": "done", "verdicts": [{**row, "verdict": "undecided"}]}})
+    assert (words, held) == ("Proof p: decode_tok_s undecided +9.0%. It does not show the gain again.", False)
+    assert tune.proved({"proof": {"run": "p", "state": "crashed", "verdicts": []}})[0].startswith("Proof p (crashed)")
+    assert tune.proved({"proof": None}) == ("No proof was run.", False)
 
 
 def test_every_kind_of_server_is_named_as_the_command_line_takes_it() -> None:

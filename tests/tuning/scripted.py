@@ -10,6 +10,7 @@ from typing import Any
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Session, Trial
+from chimera.domain.verdict import Metric
 from chimera.tuning.plan import Failure, Outcome, Plan
 from chimera.tuning.protocol import Round, Step, next_sessions
 
@@ -38,6 +39,8 @@ class Source:
     """By session and how often its cell was tried before."""
     fails: Callable[[Session, int], Failure | None] = lambda session, attempt: None
     hot: Callable[[Session], bool] = lambda session: False
+    same: Mapping[str, str] = field(default_factory=dict)
+    """Candidates that run what another one runs, as loading shows: either way round."""
 
     def finish(self, session: Session, before: Sequence[Outcome]) -> Outcome:
         """What became of a session."""
@@ -51,10 +54,21 @@ class Source:
             return Outcome(replace(session, state="void", void_reason="error"), failure=failure)
         if reason := self.voids(session, len(tries)):
             return Outcome(replace(session, state="void", void_reason=reason))
+        twin = self._measured_before(session.candidate, before)
+        if twin is not None and session.candidate != "c0":
+            return Outcome(replace(session, state="void", void_reason="same-settings"), same_as=twin)
         random = Random(f"{self.seed} {cell}")
         cost = -4.6 - self.gains.get(session.candidate, 0.0) + random.gauss(0, self.noise)
         first = -1.2 + random.gauss(0, self.noise)
-        return Outcome(replace(session, state="done"), {"decode_tok_s": cost, "ttft_s": first}, hot=self.hot(session))
+        costs: dict[Metric, float] = {"decode_tok_s": cost, "ttft_s": first}
+        return Outcome(replace(session, state="done"), costs, hot=self.hot(session), same_as=twin)
+
+    def _measured_before(self, candidate: str, before: Sequence[Outcome]) -> str | None:
+        """Another candidate with the same settings that was measured, at the first load."""
+        measured = {one.session.candidate for one in before if one.session.state == "done"}
+        kind = self.same.get(candidate, candidate)
+        alike = [name for name in sorted(measured) if self.same.get(name, name) == kind]
+        return alike[0] if alike and candidate not in measured else None
 
 
 def play(rules: Plan, source: Source, outcomes: Sequence[Outcome] = ()) -> tuple[list[Outcome], Step]:

@@ -15,8 +15,11 @@ from hypothesis import strategies as st
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Session, Trial
-from chimera.tuning.plan import Failure, Outcome, Plan, by_round, confirmed_together, share_one_load
+from chimera.domain.server import Effective
+from chimera.tuning.objectives import recommend
+from chimera.tuning.plan import Failure, Outcome, Plan, by_round, confirmed_together, same_configuration, share_one_load
 from chimera.tuning.protocol import Done, NeedCohort, Round, next_sessions, standing, started_hot
+from chimera.tuning.statistics import level_for
 from chimera.tuning.verdicts import verdicts
 
 from .scripted import Source, plan, play, trials, visits
@@ -507,3 +510,86 @@ def test_only_sampling_differences_share_one_load() -> None:
     ]
     assert share_one_load(warm)
     assert not share_one_load([*warm, Trial("c9", "candidate", Options(num_gpu=9, num_ctx=2048))])
+
+
+# Candidates that turn out to be one
+
+
+def test_a_candidate_that_loads_as_another_one_is_not_measured_and_has_its_verdict() -> None:
+    rules = plan(4, confirmed=4)
+    outcomes, step = play(rules, Source({"c3": 0.09}, same={"c2": "c0", "c4": "c3"}))
+    assert step == Done("Every round that was planned is there.")
+    seen = Counter(one.session.candidate for one in outcomes)
+    now = standing(rules, outcomes)
+    assert seen["c2"] == 1, "it was loaded once, and void"
+    (twin,) = {"c3", "c4"} & now.same.keys()
+    (stays,) = {"c3", "c4"} - {twin}
+    assert now.same == {"c2": "c0", twin: stays}
+    assert seen[twin] == 1
+    assert now.finalists == tuple(name for name in ("c1", "c3", "c4") if name != twin)
+    assert now.confirm_rounds == standing(rules, outcomes[:6]).confirm_rounds, "fixed before the first of them"
+    assert now.lacking == ()
+    rows = {row.candidate: row for row in verdicts(rules, outcomes) if row.metric == "decode_tok_s"}
+    assert list(rows) == ["c1", "c2", "c3", "c4"], "one verdict each"
+    assert (rows["c2"].verdict, rows["c2"].effect, rows["c2"].n) == ("same", 1.0, 0)
+    assert (rows[twin].effect, rows[twin].ci, rows[twin].n) == (rows[stays].effect, rows[stays].ci, rows[stays].n)
+    assert f"runs what {stays} runs" in (rows[twin].reason or "")
+    assert rows["c1"].level == level_for(2), "two are judged together, not four"
+
+
+def test_where_everything_loads_as_the_baseline_nothing_is_measured_any_more() -> None:
+    rules = plan(2)
+    outcomes, step = play(rules, Source(same={"c1": "c0", "c2": "c0"}))
+    assert isinstance(step, Done)
+    assert step.complete
+    assert "nothing differs" in step.reason
+    assert {one.session.candidate for one in outcomes if one.session.state == "done"} == {"c0"}
+    assert outcomes[-1].session.void_reason == "same-settings", "it ends with the load that showed it"
+    assert {row.verdict for row in verdicts(rules, outcomes)} == {"same"}
+    assert recommend(rules, outcomes).keep_default
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_baseline_that_loads_as_a_candidate_measured_before_takes_its_place(seed: int) -> None:
+    rules = plan(2, seed=seed, preflight=0, confirm=False, screen_rounds=4)
+    outcomes, step = play(rules, Source(same={"c1": "c0"}))
+    assert isinstance(step, Done)
+    now = standing(rules, outcomes)
+    assert now.same == {"c1": "c0"}
+    assert Counter(one.session.candidate for one in now.counted) == {"c0": 4, "c2": 4}
+    assert {one.session.round for one in outcomes if one.session.candidate == "c1"} == {1}
+    rows = {row.candidate: row for row in verdicts(rules, outcomes) if row.metric == "decode_tok_s"}
+    assert (rows["c1"].verdict, rows["c2"].n) == ("same", 4)
+
+
+def test_what_turned_out_to_be_one_is_known_again_after_a_crash_at_any_point() -> None:
+    rules = plan(6, confirmed=2)
+    source = Source({"c3": 0.05}, same={"c2": "c0", "c5": "c3", "c6": "c3"}, noise=0.02)
+    whole, step = play(rules, source)
+    assert set(standing(rules, whole).same) >= {"c2"}
+    for cut in range(len(whole)):
+        assert play(rules, source, whole[:cut]) == (whole, step)
+
+
+READ = {"num_ctx": 2048, "num_thread": 2, "flash_attention": "on"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ({"flash_attention": "auto"}, {"flash_attention": "on"}, True),
+        ({}, {"num_thread": 2}, True),
+        ({"temperature": 0.2}, {"temperature": 0.8}, False),
+        ({"num_batch": 512}, {}, False),
+    ],
+)
+def test_only_what_was_read_back_makes_two_configurations_one(
+    one: dict[str, Any], other: dict[str, Any], same: bool
+) -> None:
+    runs = Effective(Options.of(READ), dict.fromkeys(READ, "measured"))
+    assert same_configuration(Options.of(one), runs, Options.of(other), runs) is same
+    guess = Effective(Options.of(READ), {**dict.fromkeys(READ, "measured"), "flash_attention": "estimated"})
+    if "flash_attention" in {*one, *other}:
+        assert not same_configuration(Options.of(one), runs, Options.of(other), guess), "a guess proves nothing"
+    differs = Effective(Options.of({**READ, "num_ctx": 4096}), runs.sources)
+    assert not same_configuration(Options.of(one), runs, Options.of(other), differs)

@@ -25,6 +25,7 @@ from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.domain.verdict import Metric, Verdict
 from chimera.runner.follow import Compared, Update
+from chimera.store.blame import aim_words, power_view
 from chimera.widgets import format
 from chimera.widgets.arms import ArmsPanel
 from chimera.widgets.keys import KeyBar
@@ -33,6 +34,7 @@ from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
 
 from .ask import Answer, Ask
+from .outputs import Outputs
 
 if TYPE_CHECKING:
     from ..app import ChimeraApp
@@ -71,6 +73,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         Binding("s", "start", "Start", tooltip="Start the comparison; it outlives this screen"),
         Binding("space", "space", "Take/Pause", tooltip="Take a parameter; pause or resume a comparison"),
         Binding("a", "apply", "Apply", tooltip="Put the recommendation to use, and prove it"),
+        Binding("o", "outputs", "Read", tooltip="Read what the candidate and the baseline answer to one prompt"),
         Binding("n", "new", "New", tooltip="Plan another comparison"),
         Binding("escape,t", "leave", "Back"),
     ]
@@ -83,7 +86,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         self._values: dict[str, str] = {}
         self._objective = "rate"
         self._typing: str | None = None
-        """The option whose values are typed, or `apply`."""
+        """The option whose values are typed, or `apply`, or `outputs`."""
+        self._reading = False
         self._drawn: dict[str, Any] | None = None
         """The plan on the screen, as the command line gave it."""
         self._planning = False
@@ -126,6 +130,14 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         assert isinstance(self.app, ChimeraApp)
         return self.app
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Keys of the form are not offered beside the table, nor the other way round: the footer has room for one."""
+        if action in {"plan", "start"}:
+            return not self.has_class("-live")
+        if action in {"apply", "outputs", "new"}:
+            return self.has_class("-live")
+        return super().check_action(action, parameters)
+
     # The comparison that goes on -------------------------------------------------------------------------------------
 
     @property
@@ -143,6 +155,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         live = update is not None
         if live != self.has_class("-live"):
             self.set_class(live, "-live")
+            self.refresh_bindings()
             self.query_one("#table" if live else "#axes").focus()
         self.set_class(update is not None and update.run.id == self._figured, "-arms")
         if update is None or update.compared is None:
@@ -150,7 +163,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         if update.run.kind == "agents" and update.run.state in ENDED and update.run.id != self._reported:
             self._reported = update.run.id
             self._report(update.run.id)
-        said = about(update)
+        said = about(update, self.query_one("#table", TrialTable).candidate)
         if said != self._about:
             self._about = said
             self.query_one("#about", Static).update(plain(said, one_line=False))
@@ -229,6 +242,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         if what == "apply":
             if text:
                 self._apply(text)
+        elif what == "outputs":
+            self._outputs(text)
         elif what is not None:
             self._values.pop(what, None)
             if text:
@@ -298,11 +313,24 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     async def _start(self, seed: int) -> None:
         target = self._state.target
         assert target is not None
+        agreed = await self._agreed(target, "A comparison makes")
+        if agreed is None:
+            return
+        self._say("starting …")
+        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
+        if code:
+            self._say(last_line(err))
+            return
+        self._left = None
+        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+
+    async def _agreed(self, target: Target, what: str) -> list[str] | None:
+        """The flag that says that a server which is not ours may reload; None where the user says no."""
         if target.kind == "ollama" and not self._state.reload_agreed:
             yes = await self.app.push_screen_wait(
                 Ask(
-                    "A comparison makes the server load its model again and again; other clients wait meanwhile. Its "
-                    "present settings are put back at the end.",
+                    f"{what} the server load its model again and again; other clients wait meanwhile. Its present "
+                    "settings are put back at the end.",
                     (
                         Answer("y", "yes", "go on; do not ask again until I leave"),
                         Answer("n", "no", "leave the server as it is"),
@@ -311,16 +339,41 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
                 )
             )
             if yes != "yes":
-                return
+                return None
             self._state.reload_agreed = True
-        self._say("starting …")
-        agreed = ["--yes"] if self._state.reload_agreed else []
-        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
-        if code:
-            self._say(last_line(err))
+        return ["--yes"] if self._state.reload_agreed else []
+
+    def action_outputs(self) -> None:
+        """Ask for a prompt, then read what two settings answer to it."""
+        update = self.compared
+        if update is None or self.chimera.may_not("load settings"):
             return
-        self._left = None
-        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+        if update.run.state not in ENDED:
+            self.notify("The comparison goes on: answers can be read when its server is free.", markup=False)
+        elif self._reading:
+            self.notify("The answers are on their way.", markup=False)
+        else:
+            self._ask("outputs", "", "a prompt for both; empty: a question of Chimera's")
+
+    @work(exit_on_error=False, group="outputs", exclusive=True)
+    async def _outputs(self, prompt: str) -> None:
+        update = self.compared
+        if update is None or (agreed := await self._agreed(update.run.target, "Reading two answers makes")) is None:
+            return
+        picked = self.query_one("#table", TrialTable).candidate
+        baseline = next((one.candidate for one in update.trials if one.role == "baseline"), None)
+        named = ["--candidate", picked] if picked and picked != baseline else []
+        asked = [f"--prompt={prompt}"] if prompt else []
+        self._begun(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
+        self._reading = True
+        try:
+            code, out, err = await ask_chimera("outputs", update.run.id, *named, *asked, *agreed, "--json")
+        finally:
+            self._reading = False
+        if code not in {0, 1} or not out:
+            self.chimera.tell(last_line(err), "error")
+        else:
+            self.app.push_screen(Outputs(json.loads(out)))
 
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
@@ -340,13 +393,21 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         update = self.compared
         if update is None:
             return
-        self.chimera.tell(f"applying what run {update.run.id} recommends as {plain(name)} …")
+        self._begun(f"applying what run {update.run.id} recommends as {plain(name)} …")
         code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
         if code not in {0, 1}:
             self.chimera.tell(last_line(err), "error")
             return
         said = json.loads(out)
-        self.chimera.tell(f"{said['words']} {(said.get('applied') or {}).get('made') or ''}".strip(), "notice")
+        made = (said.get("applied") or {}).get("made") or ""
+        self.chimera.tell(f"{said['words']} Applied: {made}".strip(), "notice")
+        words, held = proved(said)
+        self.chimera.tell(words, "notice" if held else "warn")
+
+    def _begun(self, text: str) -> None:
+        """Say what takes its time now, here and in the log."""
+        self.chimera.tell(text)
+        self.notify(plain(text), markup=False)
 
     def action_new(self) -> None:
         """Turn away from the run on the screen; it goes on."""
@@ -379,6 +440,21 @@ async def ask_chimera(*arguments: str) -> tuple[int, str, str]:
         process.terminate()
         raise
     return process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+
+
+def proved(applied: Mapping[str, Any]) -> tuple[str, bool]:
+    """What the proof of an application has shown, from the document of `apply`, and whether it shows the gain again."""
+    proof = applied.get("proof")
+    if proof is None:
+        return "No proof was run.", False
+    shown = [
+        f"{row['metric']} {row['verdict']}" + (f" {row['effect'] - 1:+.1%}" if row["effect"] is not None else "")
+        for row in proof["verdicts"]
+    ]
+    held = proof["state"] == "done" and any(row["verdict"] == "better" for row in proof["verdicts"][:1])
+    state = "" if proof["state"] == "done" else f" ({proof['state']})"
+    again = "" if held else " It does not show the gain again."
+    return f"Proof {proof['run']}{state}: {', '.join(shown) or 'no verdict'}.{again}", held
 
 
 def server_flags(target: Target) -> list[str]:
@@ -436,8 +512,8 @@ def _options(options: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in options.items()) or "server defaults"
 
 
-def about(update: Update) -> str:
-    """Where a comparison stands, in at most three lines."""
+def about(update: Update, picked: str | None = None) -> str:
+    """Where a comparison stands, and what held the newest session of the candidate under the cursor back."""
     run, progress = update.run, update.progress
     standing: Mapping[str, Any] = run.plan.get("standing") or {}
     first = [f"{run.kind} {run.id}", RUN_STATES[run.state][0]]
@@ -453,6 +529,17 @@ def about(update: Update) -> str:
     best = (run.plan.get("result") or {}).get("recommendation")
     if best and run.state == "done" and run.kind != "agents":  # the arms' figures stand below
         lines.append(f"{best['words']}{'' if best['keep_default'] else ' a applies it.'}")
+    blamed = update.compared.blame.get(picked) if update.compared is not None and picked else None
+    if blamed:
+        lines.append(f"{picked}: {blamed}")
+    front = (run.plan.get("result") or {}).get("pareto") or []
+    if len(front) > 1:
+        shown = "; ".join(
+            f"{one['candidate']} {', '.join(aim_words(*value) for value in one['values'].items())}" for one in front
+        )
+        lines.append(f"not beaten on every aim: {shown}")
+    if run.state in ENDED and _rules(run).get("objective") == "energy_j_per_token":
+        lines += [one["words"] for one in power_view(run)]
     return "\n".join(lines)
 
 
@@ -499,6 +586,8 @@ def _state(
         return "failed", str(standing["failed"][name])
     if name in standing.get("unlaunched", {}):
         return "ruled-out", f"needs as much as {standing['unlaunched'][name]}"
+    if name in standing.get("same", {}):
+        return "same", f"runs what {standing['same'][name]} runs"
     if name in standing.get("dropped", {}):
         return "dropped", str(standing["dropped"][name])
     if name == active:

@@ -1,0 +1,95 @@
+"""The blame line of a session, from what was read of the GPUs, and the rule for a GPU that others used."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from chimera.domain.readings import Missing
+from chimera.domain.telemetry import GpuProcess, GpuSample, GpuState, HostSample, ServerSample, Snapshot
+from chimera.runner.follow import Follower
+from chimera.runner.sampler import Sampler, session_facts, shared
+from chimera.runner.worker import Worker
+from chimera.store.journal import Journal
+from tests.backends.scripted import ScriptedOllama, in_thread
+
+from .test_study import sweep
+from .test_worker import chimera, facts_of, journal
+
+__all__ = ["journal"]
+
+ENGINE = GpuProcess(10, "llama-server", sm_percent=90.0)
+
+
+def snapshot(at: float, *processes: GpuProcess, pids: tuple[int, ...] = (10,), **sample: Any) -> Snapshot:
+    gpu = GpuSample(
+        "GPU-1", at, temperature_c=60.0, energy_j=100.0 * at, power_limit_w=300.0, sm_mhz=1800.0 - at,
+        vram_used_bytes=1e9, processes=(ENGINE, *processes),
+        throttle_s={"power-cap": 0.5 * at, "sw-thermal": 0.0, "hw-thermal": Missing("unsupported", "old driver")},
+    )  # fmt: skip
+    server = ServerSample(at, engine_pids=pids)
+    return Snapshot(at, GpuState(at, samples=(replace(gpu, **sample),)), HostSample(at), server)
+
+
+def test_shares_are_of_the_wall_time_by_the_drivers_counters() -> None:
+    facts = session_facts([snapshot(0.0), snapshot(4.0), snapshot(10.0)], tokens=500)
+    assert facts["throttle_shares"] == {"power-cap": 0.5, "sw-thermal": 0.0}, "unknown is never 0"
+    assert facts["power_capped_share"] == 0.5
+    assert facts["throttled_share"] == 0.0
+    assert facts["energy_j_per_token"] == pytest.approx(2.0)
+    assert facts["power_limit_w"] == 300.0
+    assert (facts["sm_mhz_mean"], facts["sm_mhz_min"]) == (pytest.approx(1800 - 14 / 3), 1790.0)
+    assert facts["foreign_gpu_percent"] == 0.0
+    assert not shared(facts)
+
+
+def test_another_program_on_the_gpu_is_told_from_the_engine() -> None:
+    game = GpuProcess(77, "game", sm_percent=30.0)
+    facts = session_facts([snapshot(0.0), snapshot(1.0, game)], tokens=10)
+    assert facts["foreign_gpu_percent"] == 15.0
+    assert shared(facts)
+    untied = session_facts([snapshot(0.0, replace(game, name="?"))], tokens=10)
+    assert untied["foreign_gpu_percent"] == 0.0, "it may be the engine itself, seen from a container"
+    assert "foreign_gpu_percent" not in session_facts([snapshot(0.0, game, pids=())], tokens=10)
+    assert not shared({})
+
+
+def test_a_session_that_shared_the_gpu_is_void_and_repeated(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    own = Sampler.end_session
+
+    def ended(self: Sampler, measurements: Any) -> dict[str, Any]:
+        now = journal.sessions(self._run_id)[-1]
+        tries = [one for one in journal.sessions(self._run_id) if (one.candidate, one.round) == ("c1", 2)]
+        busy = (now.candidate, now.round, len(tries)) == ("c1", 2, 1)
+        return own(self, measurements) | {"foreign_gpu_percent": 40.0 if busy else 1.0}
+
+    monkeypatch.setattr(Sampler, "end_session", ended)
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=3, confirm=False, preflight=0)
+        with journal.worker_lock(run.id):
+            assert asyncio.run(Worker(journal, run).work()) == 0
+    void = [one for one in journal.sessions(run.id) if one.state == "void"]
+    assert [(one.candidate, one.round, one.void_reason) for one in void] == [("c1", 2, "shared-gpu")]
+    rows = {row.candidate: row.n for row in journal.verdicts(run.id) if row.metric == "decode_tok_s"}
+    assert rows == {"c1": 3, "c2": 3}, "it was repeated"
+    assert any("other programs computed on 40 % of the GPU" in one.text for one in journal.events(run.id))
+    shown = chimera("runs", "show", run.id).stdout
+    assert "void, shared-gpu" in shown
+    assert "others " in shown
+    look = Follower(journal, run.id).look()
+    assert look is not None
+    assert look.compared is not None
+    line = look.compared.blame["c1"]
+    assert line.startswith("1000.0 tok/s; VRAM ")
+    assert line.endswith("1 % of the GPU")
+    file = tmp_path / "run.csv"
+    assert chimera("runs", "export", run.id, "--format", "csv", "-o", str(file)).returncode == 0
+    again = facts_of(chimera("runs", "import", str(file), "--json"))
+    assert {row["candidate"]: row["n"] for row in again["verdicts"] if row["metric"] == "decode_tok_s"} == rows

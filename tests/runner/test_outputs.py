@@ -1,0 +1,163 @@
+"""Two settings' answers to one prompt: the same question, nothing kept, the server as it was before."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from chimera.domain.options import Options
+from chimera.domain.run import Run, Target
+from chimera.runner.outputs import PROMPT
+from chimera.store.journal import Journal
+from tests.backends import scripted
+from tests.backends.scripted import FakeModel, ScriptedOllama, in_thread
+
+from .test_applying import _sweep, chimera, journal
+from .test_study import ask, loaded_as
+from .test_worker import wait_until
+
+__all__ = ["journal"]
+
+MODEL = FakeModel()
+SECRET = "a prompt that nobody else may read"
+
+
+def compared(journal: Journal, server: ScriptedOllama, gain: float = 0.2) -> Run:
+    """A finished sweep of two windows."""
+    target = Target("ollama", server.url, MODEL.name)
+    return _sweep(journal, target, [Options(num_ctx=1024, temperature=0.2), Options(num_ctx=512)], [gain, -0.1])
+
+
+def asked(server: ScriptedOllama) -> list[dict[str, object]]:
+    """What was generated from a prompt."""
+    bodies = [one.json() for one in server.requests if one.path == "/api/generate"]
+    return [one for one in bodies if one.get("prompt")]
+
+
+def test_both_answer_one_prompt_with_one_seed_and_the_server_is_put_back(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = scripted._line
+    monkeypatch.setattr(
+        scripted, "_line", lambda model, text, **more: line(model, text and f"{text}\x1b[31m\x07[bold]\n", **more)
+    )
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = compared(journal, server)
+        done = chimera(
+            "outputs", run.id, f"--prompt={SECRET}", "--seed", "9", "--output-tokens", "6", "--yes", "--json"
+        )
+        assert done.returncode == 0, done.stderr
+        assert loaded_as(server) == before
+        sent = asked(server)
+    assert journal.unrestored() == []
+    assert [one["prompt"] for one in sent] == [SECRET, SECRET]
+    options = [one["options"] for one in sent]
+    assert [(one["seed"], one["num_predict"], one.get("temperature")) for one in options] == [(9, 6, None), (9, 6, 0.2)]  # type: ignore[attr-defined, index]  # JSON
+    facts = json.loads(done.stdout)
+    assert [(one["candidate"], one["effective"]["num_ctx"]) for one in facts["outputs"]] == [("c0", 4096), ("c1", 1024)]
+    assert [one["tokens"] for one in facts["outputs"]] == [6, 6]
+    for one in facts["outputs"]:
+        assert one["text"].startswith(" t0")
+        assert one["text"].count("\n") == 6, "the lines of a text stay"
+        assert not {"\x1b", "\x07"} & {*one["text"]}
+    assert facts["same_text"] is True
+    assert "not scored" in facts["words"]
+    kept = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    assert SECRET.encode() not in kept, "a prompt is not stored unless that was asked for"
+    assert b" t0" not in kept
+
+
+def test_an_end_from_outside_still_puts_the_server_back(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.05)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = compared(journal, server)
+        command = [sys.executable, "-m", "chimera", "outputs", run.id, "--yes", "--output-tokens", "5000"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
+            wait_until(lambda: len(asked(server)) == 1, 30)
+            time.sleep(0.5)
+            assert loaded_as(server) != before
+            child.send_signal(signal.SIGTERM)
+            said = child.communicate(timeout=30)[1]
+        assert child.returncode == 4
+        assert "Traceback" not in said
+        assert loaded_as(server) == before
+    assert journal.unrestored() == []
+
+
+def test_a_server_that_is_not_ours_is_not_reloaded_without_a_yes(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
+        run = compared(journal, server)
+        done = chimera("outputs", run.id)
+        assert done.returncode == 2
+        assert "--yes" in done.stderr
+        assert asked(server) == []
+        assert len(server.loads) == 1
+
+
+def test_texts_stand_side_by_side_where_there_is_room(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = compared(journal, server, gain=0.0)
+        kept = chimera("outputs", run.id, "--yes")
+        assert kept.returncode == 2, "nothing is recommended, so the other one must be named"
+        assert "c1, c2" in kept.stderr
+        named = ("outputs", run.id, "--candidate", "c2", "--output-tokens", "40", "--yes")
+        monkeypatch.setenv("COLUMNS", "100")
+        beside = chimera(*named).stdout
+        monkeypatch.setenv("COLUMNS", "60")
+        below = chimera(*named).stdout
+        assert all(one["prompt"] == PROMPT for one in asked(server))
+    left, right = beside.splitlines()[0].split(" │ ")
+    assert (left.strip(), right.strip()) == ("c0: server defaults", "c2: num_ctx=512")
+    assert any(line.startswith("t0 t1") and " │ t0 t1" in line for line in beside.splitlines())
+    assert "│" not in below
+    assert below.index("c0: ") < below.index("c2: num_ctx=512")
+
+
+def test_a_setting_that_cannot_be_loaded_leaves_the_other_answer(journal: Journal) -> None:
+    server = ScriptedOllama(decode_s=0.001, real_time=False, capacity_bytes=500_000_000, auto_layers=5)
+    with in_thread(server):
+        run = _sweep(journal, Target("ollama", server.url, MODEL.name), [Options(num_gpu=19)], [0.2])
+        done = chimera("outputs", run.id, "--yes", "--json")
+    assert done.returncode == 1
+    first, second = json.loads(done.stdout)["outputs"]
+    assert first["error"] is None
+    assert first["text"]
+    assert "memory" in second["error"]
+    assert second["text"] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--candidate", "c9"), "no candidate 'c9'"),
+        (("--candidate", "c0"), "one configuration"),
+        (("--prompt", " "), "--prompt is empty"),
+        (("--prompt", "x", "--prompt-file", "y"), "give one of them"),
+        (("--prompt-file", "/nowhere"), "cannot be read"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_sentence(journal: Journal, arguments: tuple[str, ...], said: str) -> None:
+    run = _sweep(journal, Target("ollama", "http://127.0.0.1:9", MODEL.name), [Options(num_ctx=512)], [0.2])
+    done = chimera("outputs", run.id, *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_goes_on_keeps_its_server(journal: Journal) -> None:
+    run = _sweep(journal, Target("ollama", "http://127.0.0.1:9", MODEL.name), [Options(num_ctx=512)], [0.2])
+    with journal.worker_lock(run.id):
+        journal.set_state(run.id, "running")
+        done = chimera("outputs", run.id)
+    assert done.returncode == 2
+    assert "goes on" in done.stderr
