@@ -510,7 +510,7 @@ def test_a_file_that_is_no_text_is_refused(journal: Journal, tmp_path: Path) -> 
         import_file(journal, path)
     with pytest.raises(ConfigError, match="no such file"):
         import_file(journal, tmp_path / "absent.csv")
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="not a plain file"):
         import_file(journal, tmp_path)
 
 
