@@ -20,7 +20,8 @@ class Terminal:
     def __init__(self, home: Path) -> None:
         self._socket = f"chimera-{uuid.uuid4().hex[:8]}"
         self._env = {**os.environ, "CHIMERA_HOME": str(home), "TEXTUAL_ANIMATIONS": "none"}
-        self._env.pop("TMUX", None)
+        for name in ("TMUX", "COLUMNS", "LINES"):  # the pane has a size of its own
+            self._env.pop(name, None)
 
     def tmux(self, *arguments: str, check: bool = True) -> str:
         done = subprocess.run(
