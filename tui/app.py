@@ -437,7 +437,9 @@ class ChimeraApp(App[None]):
             self.switch_screen(screen)
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Keys that steer a run are there while one goes on."""
+        """Keys that steer a run are there while one goes on; a question is answered before anything else."""
+        if action == "command_palette":
+            return not isinstance(self.screen, ModalScreen)
         return self.state.running if action in {"pause", "stop"} else True
 
     @on(RunBegun)

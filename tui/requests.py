@@ -46,14 +46,20 @@ def send(journal: Journal, run_id: str, command: Literal["pause", "resume", "sto
 
 
 def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, after: str | None) -> None:
-    """Create the run of a preset and start its worker; it waits for `after` where that is given."""
+    """Create the run of a preset and start its worker.
+
+    It waits for `after` where that is given, and else for a run at work on the same server or processors, which this
+    screen need not be following: two at a time would spoil each other.
+    """
     from chimera.runner.launch import create_run, start_worker
 
-    if after is not None:
-        # The newest one that is not done yet, so that queued runs wait for each other and never run side by side.
-        waiting = (one.id for one in journal.runs(limit=20) if journal.is_held(one.id))
-        after = next(waiting, None)
-    run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=after)
+    # The newest one that is not done yet, so that queued runs wait for each other and never run side by side.
+    waiting = (
+        one.id
+        for one in journal.runs(limit=20)
+        if journal.is_held(one.id) and (after is not None or one.target.url == target.url)
+    )
+    run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=next(waiting, None))
     if after is None:
         feed.follow(run.id)
     start_worker(journal, run.id)

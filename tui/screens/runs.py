@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ..app import ChimeraApp
     from ..state import LiveState
 
+OVER = ENDED | {"crashed"}
+"""States in which a run stays until somebody does something: not looked at again and again."""
 PAGE = 100
 """Runs that are read at a time."""
 LOOK_S = 2.0
@@ -150,7 +152,7 @@ repeated. `e` writes every request into a file.
         self._looked, self._waiting = time.monotonic(), True
         asked, text, limit = self._asked, self._text, max(PAGE, len(self._runs)) if again else PAGE
         # A worker that died writes nothing: a run that goes on is looked at again in any case.
-        active = any(run.state not in ENDED for run in self._runs.values())
+        active = any(run.state not in OVER for run in self._runs.values())
         token = self._token if again and not active else None
         self.chimera.journal.read("runs", lambda journal: look(self._post, journal, asked, text, limit, token))
 
@@ -172,7 +174,7 @@ repeated. `e` writes every request into a file.
         self._subtitle()
         self._count_visible(fresh=not message.more)
         if self._opened in self._runs and (
-            self._runs[self._opened].state not in ENDED or self._runs[self._opened] != shown
+            self._runs[self._opened].state not in OVER or self._runs[self._opened] != shown
         ):
             self._show(self._opened)
 
@@ -202,7 +204,7 @@ repeated. `e` writes every request into a file.
         wanted = [
             self._runs[key]
             for key in keys
-            if key in self._runs and (key not in self._counts or (fresh and self._runs[key].state not in ENDED))
+            if key in self._runs and (key not in self._counts or (fresh and self._runs[key].state not in OVER))
         ]
         if wanted:
             self.chimera.journal.read("counts", lambda journal: count(self._post, journal, wanted))
