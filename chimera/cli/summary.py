@@ -174,7 +174,7 @@ def _emit_conclusion(facts: dict[str, Any]) -> None:
     standing = facts.get("standing") or {}
     if standing.get("noise"):
         emit(f"noise    {standing['words']}")
-    if facts.get("recommendation") and not facts.get("agents"):  # theirs stands beside their figures
+    if facts.get("recommendation") and facts["run"]["kind"] != "agents":  # theirs stands beside their figures
         emit(f"advice   {facts['recommendation']['words']}")
     for one in facts.get("power") or []:
         emit(f"power    {plain(one['words'])}")

@@ -43,6 +43,8 @@ class Sampler:
         self._before: tuple[GpuCounters, ...] = ()
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
+        self._earlier: frozenset[int] = frozenset()
+        """Every engine of the run so far: a list of the GPU's processes may be older than the session."""
 
     def start(self) -> None:
         """Begin to read."""
@@ -80,7 +82,9 @@ class Sampler:
         with self._lock:
             seen, self._session = self._session, []
             before, self._before = self._before, ()
-        return session_facts(seen, sum(one.completion_tokens or 0 for one in measurements), before, after)
+        self._earlier |= _engines(seen) | {*self._engine}
+        tokens = sum(one.completion_tokens or 0 for one in measurements)
+        return session_facts(seen, tokens, before, after, ours=self._earlier)
 
     def stop(self) -> None:
         """End; waits for a reading in flight, but not for ever."""
@@ -169,7 +173,12 @@ _POWER = ("power-cap",)
 
 
 def session_facts(
-    seen: Sequence[Snapshot], tokens: int, before: Sequence[GpuCounters] = (), after: Sequence[GpuCounters] = ()
+    seen: Sequence[Snapshot],
+    tokens: int,
+    before: Sequence[GpuCounters] = (),
+    after: Sequence[GpuCounters] = (),
+    *,
+    ours: frozenset[int] = frozenset(),
 ) -> dict[str, Any]:
     """The blame line of a session: what held it back, and what it took.
 
@@ -182,6 +191,7 @@ def session_facts(
         tokens: Tokens generated in it, the discarded request's included, for the energy of one.
         before: The GPUs' counters when it began; a second without them is much of a short session.
         after: And when it ended.
+        ours: Engines of earlier sessions of the run.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -192,7 +202,8 @@ def session_facts(
         facts["own_cpu_percent"] = sum(own) / len(own)
     if len(seen) > 1 and (span := seen[-1].at - seen[0].at) > 0:
         facts["nvml_calls_s"] = (seen[-1].cost.nvml_calls - seen[0].cost.nvml_calls) / span
-    engines = frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
+    engines = _engines(seen)
+    engines = engines | ours if engines else engines
     by_gpu: dict[str, list[GpuSample]] = {}
     for snapshot in seen:
         for sample in snapshot.gpus.samples:
@@ -241,6 +252,10 @@ def session_facts(
     if sm:
         facts["sm_mhz_mean"], facts["sm_mhz_min"] = sum(sm) / len(sm), min(sm)
     return facts
+
+
+def _engines(seen: Sequence[Snapshot]) -> frozenset[int]:
+    return frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
 
 
 def _others(samples: Sequence[GpuSample], engines: frozenset[int]) -> float | None:

@@ -388,7 +388,8 @@ class Worker:
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
-        if comparing and outcome.void_reason is None and shared(outcome.facts):
+        # Of several instances only one is watched, so another one's engine would look like a stranger.
+        if comparing and run.kind != "agents" and outcome.void_reason is None and shared(outcome.facts):
             outcome = replace(outcome, void_reason="shared-gpu")
             percent = f"{outcome.facts['foreign_gpu_percent']:.0f} %"
             self._journal.log(run.id, f"session void: other programs computed on {percent} of the GPU", "warn")

@@ -52,6 +52,8 @@ def test_another_program_on_the_gpu_is_told_from_the_engine() -> None:
     facts = session_facts([snapshot(0.0), snapshot(1.0, game)], tokens=10)
     assert facts["foreign_gpu_percent"] == 15.0
     assert shared(facts)
+    mine = session_facts([snapshot(0.0), snapshot(1.0, game)], tokens=10, ours=frozenset({game.pid}))
+    assert mine["foreign_gpu_percent"] == 0, "the engine of an earlier session is no stranger"
     untied = session_facts([snapshot(0.0, replace(game, name="?"))], tokens=10)
     assert untied["foreign_gpu_percent"] == 0.0, "it may be the engine itself, seen from a container"
     assert "foreign_gpu_percent" not in session_facts([snapshot(0.0, game, pids=())], tokens=10)
