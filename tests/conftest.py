@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import filelock
 import platformdirs
 import pytest
 from hypothesis import settings
+
+# Containers often forbid bytecode; the hundreds of processes started here would each compile every package anew, which
+# doubles the time of the whole suite.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing of the code.
 settings.register_profile("busy machine", deadline=None)
