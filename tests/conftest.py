@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+import tempfile
+from collections.abc import Generator
 from pathlib import Path
+from typing import IO
 
 import filelock
 import platformdirs
@@ -20,6 +23,61 @@ sys.dont_write_bytecode = False
 # Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing of the code.
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n`, a file's tests share a process, as do those that need the machine to themselves."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("alone" if _alone(item) else item.location[0]))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, object, object]:
+    """With `-n`, nothing runs beside a test marked `alone`.
+
+    llama.cpp's threads wait for each other without sleeping: beside a second busy process they take several times as
+    long, and what is measured is the neighbour. Waiting here is outside of the test's own time limit.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    _ROOM.enter(alone=_alone(item))
+    try:
+        return (yield)
+    finally:
+        if not (_alone(item) and nextitem is not None and _alone(nextitem)):
+            _ROOM.leave()
+
+
+def _alone(item: pytest.Item) -> bool:
+    return item.get_closest_marker("alone") is not None
+
+
+class _Room:
+    """A lock that many processes hold together or one alone; who waits to be alone lets no other in before him."""
+
+    def __init__(self) -> None:
+        name = f"chimera-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
+        self._door, self._room = (Path(tempfile.gettempdir(), f"{name}.{part}") for part in ("door", "room"))
+        self._held: IO[bytes] | None = None
+
+    def enter(self, *, alone: bool) -> None:
+        if self._held is not None:  # the test before was alone and kept the room for this one
+            return
+        import fcntl
+
+        with self._door.open("wb") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)
+            self._held = self._room.open("wb")
+            fcntl.flock(self._held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+
+    def leave(self) -> None:
+        if self._held is not None:
+            self._held.close()
+            self._held = None
+
+
+_ROOM = _Room()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ def terminal(tmp_path: Path) -> Iterator[Terminal]:
 
 
 @pytest.mark.embedded
+@pytest.mark.alone
 def test_a_preset_by_keystroke_a_lost_terminal_and_the_way_back(terminal: Terminal) -> None:
     terminal.open("one", f"{CHIMERA} --embedded")
     terminal.wait("one", lambda text: "Presets" in text and "CPU" in text, 30)

@@ -220,6 +220,7 @@ async def test_an_output_that_is_cut_and_a_prompt_that_does_not_fit(engine: Embe
 
 
 @real
+@pytest.mark.alone
 async def test_rates_of_client_and_server_agree_and_the_queue_is_the_wait_for_the_slot(engine: Embedded) -> None:
     await engine.load(Options(num_ctx=512, num_thread=1))
     await collect(engine.generate(GenerateRequest(unique_prompt(), 8)))

@@ -17,6 +17,7 @@ PROMPT = Prompt("nonce one two three four five six seven", 8, None)
 
 
 @pytest.mark.embedded
+@pytest.mark.alone
 async def test_the_wait_for_the_only_slot_is_the_queue() -> None:
     backend = Embedded()
     await backend.connect()

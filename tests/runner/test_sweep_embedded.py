@@ -15,7 +15,7 @@ from .test_worker import chimera, facts_of, journal
 
 __all__ = ["journal"]
 
-pytestmark = [pytest.mark.embedded, pytest.mark.slow]
+pytestmark = [pytest.mark.embedded, pytest.mark.alone]
 
 
 def session_values(facts: dict[str, Any], phase: str) -> dict[int, dict[str, float]]:
@@ -69,6 +69,7 @@ def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_
     assert facts["recommendation"]["words"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_temperatures_are_compared_inside_one_load(journal: Journal) -> None:
     done = chimera(

@@ -76,6 +76,7 @@ def facts_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 
 @pytest.mark.embedded
+@pytest.mark.alone
 def test_a_run_on_the_embedded_model_accounts_for_every_number(journal: Journal) -> None:
     done = chimera("run", "--embedded", "--requests", "3", "--output-tokens", "32", "--json", "--measurements")
     assert done.returncode == 0, done.stderr
@@ -96,6 +97,7 @@ def test_a_run_on_the_embedded_model_accounts_for_every_number(journal: Journal)
 
 
 @pytest.mark.embedded
+@pytest.mark.alone
 def test_a_context_that_is_too_small_gives_void_measurements_and_no_rate(journal: Journal) -> None:
     refused = chimera("run", "--embedded", "--num-ctx", "256", "--prompt-tokens", "400", "--requests", "2", "--json",
                       "--output-tokens", "8")  # fmt: skip
@@ -113,6 +115,7 @@ def test_a_context_that_is_too_small_gives_void_measurements_and_no_rate(journal
 
 
 @pytest.mark.embedded
+@pytest.mark.alone
 def test_a_killed_worker_shows_as_crashed_and_is_resumed_without_loss(journal: Journal) -> None:
     run = create_run(journal, EMBEDDED, Options(num_ctx=300), Workload(requests=3, output_tokens=48))
     child = start_worker(journal, run.id)

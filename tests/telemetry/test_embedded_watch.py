@@ -21,7 +21,7 @@ from chimera.domain.server import ServerKind
 from chimera.domain.telemetry import ServerSample
 from chimera.telemetry.serverwatch import ServerWatch
 
-pytestmark = pytest.mark.embedded
+pytestmark = [pytest.mark.embedded, pytest.mark.alone]
 
 Timings = dict[str, float]
 
