@@ -70,11 +70,11 @@ def test_a_short_sweep_ends_with_a_verdict_for_each_candidate_that_its_raw_data_
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(660)
 def test_temperatures_are_compared_inside_one_load(journal: Journal) -> None:
     done = chimera(
-        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "8", "--no-confirm", "--preflight", "3",
-        "--output-tokens", "24", "--prompt-tokens", "16", "--seed", "5", "--json", timeout=280,
+        "sweep", "--embedded", "--temperature", "0.2,0.8,1.2", "--rounds", "24", "--no-confirm", "--preflight", "3",
+        "--output-tokens", "64", "--prompt-tokens", "16", "--seed", "5", "--json", timeout=640,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     facts = facts_of(done)
@@ -89,7 +89,4 @@ def test_temperatures_are_compared_inside_one_load(journal: Journal) -> None:
     for row in verdicts:
         assert row["n"] >= 8
         assert row["verdict"] in {"better", "same", "worse", "undecided"}
-        # +-10 % is the promise on a calm machine; a machine whose own noise is larger cannot keep it.
-        calm = facts["standing"]["half_width"] < 0.05
-        if calm:
-            assert 0.9 < row["ci"][0] <= row["ci"][1] < 1.1
+        assert 0.9 < row["ci"][0] <= row["ci"][1] < 1.1
