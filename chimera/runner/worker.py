@@ -37,7 +37,7 @@ from .crews import Arm, Crews, arm_of
 from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .launch import disturbance, disturbed_by
-from .putback import restore
+from .putback import restore_all, to_its_end
 from .recorder import Gate, ProgressWriter, Recorder, SameSettings
 from .sampler import Sampler, shared
 from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
@@ -188,7 +188,7 @@ class Worker:
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
-            await asyncio.shield(self._leave(backend, touched))
+            await to_its_end(self._leave(backend, touched))
 
     async def _prepare_crews(self, backend: Backend) -> bool:
         """Reach or start the servers that the run needs beside its own; whether something there is to be put back."""
@@ -241,18 +241,12 @@ class Worker:
             self._journal.log(self._run.id, words, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
+        def at(url: str) -> Backend | None:
+            there = self._crews.at(url) if self._crews is not None else None
+            return backend if there is None and url == backend.url else there
+
         if touched:
-            try:
-                for kept in self._journal.remembered(self._run.id):
-                    there = self._crews.at(kept.server_url) if self._crews is not None else None
-                    if there is None and kept.server_url == backend.url:
-                        there = backend
-                    said = await there.restore(kept.data) if there else await restore(self._run.target, kept)
-                    for words in said:
-                        self._journal.log(self._run.id, words, "notice")
-                self._journal.restored(self._run.id)
-            except BackendError as error:
-                self._journal.log(self._run.id, f"the server's settings could not be put back: {error}", "warn")
+            await restore_all(self._journal, self._run.id, at)
         if self._crews is not None:
             await self._crews.close()
         await backend.close()

@@ -765,10 +765,12 @@ class Journal:
         """What the run has kept and not put back."""
         return self._remembered(schema.remembered.c.run == self._seq(run_id))
 
-    def restored(self, run_id: str) -> None:
-        """Note that all that the run had kept was put back."""
+    def restored(self, run_id: str, server_url: str | None = None) -> None:
+        """Note that what the run had kept of a server was put back; None: of all servers."""
         table = schema.remembered
         query = update(table).where(table.c.run == self._seq(run_id), table.c.restored_at.is_(None))
+        if server_url is not None:
+            query = query.where(table.c.server_url == server_url)
         with self._writing() as connection:
             connection.execute(query.values(restored_at=self._clock()))
 
