@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chimera.backends.address import same_server
 from chimera.domain.options import Options
 from chimera.domain.preset import Preset
 from chimera.domain.run import ENDED, Run, Target, Trial
@@ -113,7 +114,7 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
 def disturbed_by(journal: Journal, run: Run) -> Run | None:
     """Another run that is at work on the same processors or on the same server."""
     for other in journal.runs(state="running", limit=20):
-        if other.id != run.id and other.target.url == run.target.url:  # none: an engine of ours
+        if other.id != run.id and same_server(other.target.url, run.target.url):
             return other
     return None
 

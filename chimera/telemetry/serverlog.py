@@ -11,10 +11,10 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chimera.backends.address import is_local
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 
-from .watching import is_local
 
 TELLING = (
     "forcing full prompt re-processing", "truncating input prompt", "evicting", "reducing automatic context",

@@ -193,7 +193,9 @@ async def remembered(url: str) -> dict[str, Any]:
 
 def test_a_server_that_another_run_measures_is_left_to_it(journal: Journal) -> None:
     with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
-        run, other = compared(journal, server), compared(journal, server)
+        run = compared(journal, server)
+        spelled = Target("ollama", server.url.replace("127.0.0.1", "localhost") + "/", MODEL.name)
+        other = _sweep(journal, spelled, [Options(num_ctx=512)], [0.2])
         with journal.worker_lock(other.id):
             journal.set_state(other.id, "running")
             done = chimera("outputs", run.id, "--yes")
