@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
-from chimera.domain.run import Run, RunState, Session, SessionState, Trial
+from chimera.domain.run import COMPARING, Run, RunState, Session, SessionState, Trial
 from chimera.domain.server import ModelInfo
 from chimera.errors import BackendError, BackendRefused, BackendUnavailable, ChimeraError, ConfigError
 from chimera.measure.agents import run_crew
@@ -40,7 +40,7 @@ from .launch import disturbance, disturbed_by
 from .putback import restore_all, to_its_end
 from .recorder import Gate, ProgressWriter, Recorder, SameSettings
 from .sampler import Sampler, shared
-from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
+from .study import advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
 
 if TYPE_CHECKING:

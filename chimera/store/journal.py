@@ -467,10 +467,10 @@ class Journal:
             if not connection.execute(query).rowcount:
                 raise ConfigError(f"Run {run_id} has no session {seq}.")
 
-    def sessions(self, run_id: str) -> list[Session]:
-        """In the order in which they were begun."""
+    def sessions(self, run_id: str, *, after: int = 0) -> list[Session]:
+        """In the order in which they were begun; `after` is a `Session.seq`."""
         table = schema.session
-        query = select(table).where(table.c.run == self._seq(run_id)).order_by(table.c.seq)
+        query = select(table).where(table.c.run == self._seq(run_id), table.c.seq > after).order_by(table.c.seq)
         with self._reading() as connection:
             return [
                 Session(
