@@ -39,7 +39,7 @@ from .evidence import installed_facts, log_lines, machine_facts, needs
 from .launch import disturbance, disturbed_by
 from .putback import restore_all, to_its_end
 from .recorder import Gate, ProgressWriter, Recorder, SameSettings
-from .sampler import Sampler, shared
+from .sampler import Sampler, void_as_shared
 from .study import advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
 
@@ -382,8 +382,8 @@ class Worker:
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
-        # Of several instances only one is watched, so another one's engine would look like a stranger.
-        if comparing and run.kind != "agents" and outcome.void_reason is None and shared(outcome.facts):
+        crews = run.kind == "agents"
+        if outcome.void_reason is None and void_as_shared(outcome.facts, compared=comparing, crews=crews):
             outcome = replace(outcome, void_reason="shared-gpu")
             percent = f"{outcome.facts['foreign_gpu_percent']:.0f} %"
             self._journal.log(run.id, f"session void: other programs computed on {percent} of the GPU", "warn")

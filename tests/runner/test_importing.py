@@ -283,6 +283,18 @@ def _words(journal: Journal, imported: Imported, metric: str = "decode_tok_s") -
     return {row.candidate: row.verdict for row in journal.verdicts(imported.run.id) if row.metric == metric}
 
 
+def test_a_shared_gpu_voids_imported_sessions_by_the_rule_of_our_own(journal: Journal, tmp_path: Path) -> None:
+    def states(rows: list[Row]) -> set[tuple[str, str | None]]:
+        imported = import_file(journal, _csv(tmp_path, [{**row, "foreign_gpu_percent": 40.0} for row in rows]))
+        return {(one.state, one.void_reason) for one in journal.sessions(imported.run.id)}
+
+    compared = _rounds({35: 100.0, 10: 60.0}, rounds=3)
+    assert states(compared) == {("void", "shared-gpu")}
+    assert states([row for row in compared if row["num_gpu"] == 35]) == {("done", None)}, "nothing is compared"
+    crews = [{**row, "agent": place % 2 if row["num_gpu"] == 10 else 0} for place, row in enumerate(compared)]
+    assert states(crews) == {("done", None)}, "another instance's engine would look like a stranger"
+
+
 def test_settings_with_one_effect_are_one_candidate_where_the_model_is_named(journal: Journal, tmp_path: Path) -> None:
     path = _csv(tmp_path, _rounds({60: 100.0, 80: 100.0, 120: 100.0, 10: 60.0}))
     imported = import_file(journal, path, known=GEMMA)
