@@ -267,9 +267,7 @@ def _engines(seen: Sequence[Snapshot]) -> frozenset[int]:
     return frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
 
 
-def _lists(
-    samples: Sequence[GpuSample], begun: float | None, end: GpuCounters | None
-) -> list[tuple[GpuProcess, ...]]:
+def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters | None) -> list[tuple[GpuProcess, ...]]:
     """The lists of a GPU's processes that were read in a session, each once: a sample repeats the last one for a while.
 
     They are read while the model loads and at the session's end, not while a request is timed. Each tells of the time

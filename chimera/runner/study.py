@@ -7,7 +7,7 @@ where the killed one stood.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Session
 from chimera.domain.server import Effective
-from chimera.domain.verdict import Metric, Verdict
+from chimera.domain.verdict import Verdict
 from chimera.domain.workload import Workload
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, OutOfMemory, StreamBroken
 from chimera.tuning.estimate import estimate

@@ -658,7 +658,7 @@ class Device:
         return energy / 1000 if available(energy) else Missing("unsupported", "NVML: no value")
 
     def counters(self, now: float, stamp: Callable[[], float]) -> GpuCounters:
-        """The monotonic counters, with one driver call where it has them as fields, and the processes if it may be asked.
+        """The monotonic counters, by one driver call where it has them as fields, and the processes if it may be asked.
 
         No request is timed at this moment, so the list costs nobody anything; read at the start, it makes the next one
         tell of the time since then alone.

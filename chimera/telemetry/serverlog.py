@@ -15,7 +15,6 @@ from chimera.backends.address import is_local
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 
-
 TELLING = (
     "forcing full prompt re-processing", "truncating input prompt", "evicting", "reducing automatic context",
     "invalid option provided", "requires flash_attn", "inference compute", "offloaded ", "out of memory",
