@@ -184,7 +184,7 @@ class Worker:
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
                 await self._one(backend, session, trial, total, recorder, prompts)
             if run.kind in COMPARING:
-                self._conclude()
+                await self._conclude()
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
@@ -234,11 +234,19 @@ class Worker:
         while before is not None and await asyncio.to_thread(self._journal.is_held, before):  # noqa: ASYNC110 - a lock
             await asyncio.sleep(CONTROL_S)
 
-    def _conclude(self) -> None:
-        """Say what the whole run has shown."""
-        cured = aftermath(self._journal, self._run)
-        for words in [*conclude(self._journal, self._run), *([cured] if cured else [])]:
+    async def _conclude(self) -> None:
+        """Say what the whole run has shown: the verdict first, which no look at symptoms may delay or take down."""
+        for words in await asyncio.to_thread(conclude, self._journal, self._run):
             self._journal.log(self._run.id, words, "notice")
+        try:
+            cured = await asyncio.to_thread(aftermath, self._journal, self._run)
+        except Exception as error:  # noqa: BLE001 - whatever a rule stumbles over, the run is measured and judged
+            _log.exception("the symptom could not be looked for again")
+            cured = (
+                f"whether the symptom is still seen could not be told: {type(error).__name__} (see its log)"
+            )
+        if cured:
+            self._journal.log(self._run.id, cured, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
         def at(url: str) -> Backend | None:
