@@ -61,6 +61,8 @@ def open_streams() -> None:
         errors="backslashreplace",
         line_buffering=os.isatty(1),
     )
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream has no path
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream has no path
 

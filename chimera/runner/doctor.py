@@ -195,9 +195,11 @@ _SYSTEM = ("machine", "cpu", "cores", "threads", "memory_bytes", "python", "plat
 
 def _names() -> list[str]:
     """Words that nobody outside needs: who is logged in and where that one's home is, the machine's name, keys."""
-    home = str(Path.home())
-    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, ""), home if home.count("/") > 1 else ""]
-    with suppress(OSError, KeyError):  # no entry for this user, as in a container
+    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, "")]
+    with suppress(RuntimeError):  # no HOME, and no entry for this user, as in a container
+        home = str(Path.home())
+        names.append(home if home.count("/") > 1 else "")
+    with suppress(OSError, KeyError):
         names.append(getpass.getuser())
     return [name for name in names if name not in {"", "root", "localhost"}]
 

@@ -86,7 +86,7 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=out,
             start_new_session=True,
-            cwd=Path.home() if Path.home().is_dir() else None,
+            cwd=_home_folder(),
             env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
     _CHILDREN[:] = [one for one in _CHILDREN if one.poll() is None]
@@ -109,6 +109,15 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
             raise ChimeraError(said)
         time.sleep(0.05)
     raise ChimeraError(f"The worker of run {run_id} did not begin within {_START_S:g} s (see {log}).")
+
+
+def _home_folder() -> Path | None:
+    """The user's own folder, which no unmount takes from under a worker; None where there is none."""
+    try:
+        folder = Path.home()
+    except RuntimeError:  # no HOME, and no entry for this user, as in a container
+        return None
+    return folder if folder.is_dir() else None
 
 
 def disturbed_by(journal: Journal, run: Run) -> Run | None:

@@ -91,15 +91,15 @@ def _since(lines: Iterable[str], since: float) -> list[str]:
 
 def _file() -> str:
     """The end of the log that the desktop builds keep."""
-    if sys.platform == "win32":
-        path = Path(os.environ.get("LOCALAPPDATA", "")) / "Ollama" / "server.log"
-    else:
-        path = Path.home() / ".ollama" / "logs" / "server.log"
     try:
+        if sys.platform == "win32":
+            path = Path(os.environ.get("LOCALAPPDATA", "")) / "Ollama" / "server.log"
+        else:
+            path = Path.home() / ".ollama" / "logs" / "server.log"
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
-    except OSError:
+    except (OSError, RuntimeError):  # a user may have no home
         return ""
 
 
