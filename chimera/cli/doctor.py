@@ -58,7 +58,9 @@ def doctor(
     apply: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Try remedy N of the run: before and after, with a verdict.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Of --apply: each measures before and after once.")] = 8,
+    rounds: Annotated[
+        int | None, typer.Option(min=2, help="Of --apply: each measures before and after once; 8 where they can count.")
+    ] = None,
     thermal: Annotated[
         bool, typer.Option("--thermal", help="Load the server for some minutes and judge heat.")
     ] = False,
@@ -119,7 +121,7 @@ def _of_run(journal: Journal, run: Run, *, watch: bool, bundle: Path | None, jso
         return int(sick)
 
 
-def _apply(journal: Journal, run: Run, number: int, rounds: int, *, yes: bool, detach: bool, json: bool) -> None:
+def _apply(journal: Journal, run: Run, number: int, rounds: int | None, *, yes: bool, detach: bool, json: bool) -> None:
     from chimera.runner.cure import create_cure, cures
     from chimera.runner.doctor import examine_run
 
