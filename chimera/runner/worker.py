@@ -242,9 +242,7 @@ class Worker:
             cured = await asyncio.to_thread(aftermath, self._journal, self._run)
         except Exception as error:  # noqa: BLE001 - whatever a rule stumbles over, the run is measured and judged
             _log.exception("the symptom could not be looked for again")
-            cured = (
-                f"whether the symptom is still seen could not be told: {type(error).__name__} (see its log)"
-            )
+            cured = f"whether the symptom is still seen could not be told: {type(error).__name__} (see its log)"
         if cured:
             self._journal.log(self._run.id, cured, "notice")
 
