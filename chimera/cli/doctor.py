@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import sys
 import time
 from dataclasses import asdict
@@ -299,8 +298,7 @@ class _Watch(_Show):
     def __call__(self, found: list[Examination], *, json: bool) -> None:
         """Print what is new of it."""
         if json:
-            sys.stdout.write(jsonlib.dumps(_facts(found), allow_nan=False) + "\n")
-            sys.stdout.flush()
+            emit_json(_facts(found), one_line=True)
             return
         rows, before = _worst_first(found), self._rows
         self._rows = rows

@@ -23,6 +23,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import KEY_VARIABLE, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
+from chimera.store.files import write_whole
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.serverlog import ServiceLog
@@ -213,9 +214,7 @@ def write_bundle(path: Path, made: Bundle) -> tuple[Path, Path]:
     beside = path.with_name(f"{path.name}.json")
     try:
         for place, text in ((path, made.markdown), (beside, made.json)):
-            part = place.with_name(f".{place.name}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(place)
+            write_whole(place, text)
     except OSError as error:
         raise ConfigError(f"The bundle cannot be written to {path}: {error.strerror or error}.") from error
     return path, beside
