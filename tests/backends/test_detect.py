@@ -230,7 +230,7 @@ async def test_the_order_of_preference_holds_whoever_answers_first(monkeypatch: 
 
         async def late(exchange: object) -> None:
             await asyncio.sleep(0.15)
-            await body(200, "Ollama is running")(exchange)  # type: ignore[arg-type]
+            await body(200, "Ollama is running")(exchange)  # type: ignore[arg-type]  # an Exchange
 
         slow.route("GET", "/", late)
         named.route("GET", "/", late)

@@ -345,7 +345,7 @@ def test_an_effect_in_rounds_is_found_in_spite_of_a_drift(journal: Journal, tmp_
 def test_the_first_request_of_a_load_is_set_aside_where_no_role_is_told(journal: Journal, tmp_path: Path) -> None:
     rows = _rounds({10: 100.0, 20: 100.0}, requests=4)
     for place in range(0, len(rows), 4):
-        rows[place] = _request(rows[place]["num_gpu"], 20.0, load_s=3.0)  # type: ignore[arg-type]
+        rows[place] = _request(rows[place]["num_gpu"], 20.0, load_s=3.0)  # type: ignore[arg-type]  # a row holds objects
     imported = import_file(journal, _csv(tmp_path, rows))
     kept = [row.measurement for row in journal.measurements(imported.run.id)]
     assert sum(one.role == "warmup" for one in kept) == 12

@@ -136,7 +136,7 @@ def resumed_again_and_again(journal: Journal, kills: int, seed: int, candidates:
             before = len(done_sessions(journal, second))
             # Each life gets its share of what is left, so that the kills are spread over the whole run.
             target = min(before + (needed - before) // (kills - killed + 1), needed - 1)
-            wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]
+            wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]  # a default binds the loop variable
             time.sleep(chance.uniform(0.0, 0.3))
             os.kill(child.pid, signal.SIGKILL)
             child.wait(10)
