@@ -81,7 +81,7 @@ def test_both_answer_one_prompt_with_one_seed_and_the_server_is_put_back(
 
 @pytest.mark.parametrize("asks", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT)])
 def test_an_end_from_outside_still_puts_the_server_back(journal: Journal, asks: tuple[signal.Signals, ...]) -> None:
-    with in_thread(ScriptedOllama(decode_s=0.05)) as server:
+    with in_thread(ScriptedOllama(decode_s=0.05, load_s=1.0)) as server:  # so that a second ask comes before the end
         ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
         before = loaded_as(server)
         run = compared(journal, server)

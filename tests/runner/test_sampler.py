@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -78,7 +79,12 @@ def test_what_is_learnt_of_a_gpu_later_is_kept_with_the_run_once(
     monkeypatch.setattr(sampler, "SAMPLE_S", 0.01)
     kept: list[object] = []
     identify = journal.identify
-    monkeypatch.setattr(journal, "identify", lambda *args, **more: (kept.append(more), identify(*args, **more)))
+
+    def noted(run_id: str, **more: Any) -> None:
+        kept.append(more)
+        identify(run_id, **more)
+
+    monkeypatch.setattr(journal, "identify", noted)
     run = journal.create_run("run", Target("ollama", "http://127.0.0.1:9"), Workload(), seed=1, trials=[])
     watch = Sampler(journal, run.id)
     watch.start()
