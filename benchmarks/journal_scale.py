@@ -160,7 +160,7 @@ async def look(folder: Path) -> None:
             started = time.perf_counter()
             act()
             # Nobody tells when rows are on the screen: it is looked at.
-            while not (isinstance(app.screen, Runs) and shown(_text(app.screen))):  # noqa: ASYNC110
+            while not (isinstance(app.screen, Runs) and shown(_text(app.screen))):  # noqa: ASYNC110 - see above
                 await asyncio.sleep(0.002)
             return (time.perf_counter() - started) * 1000
 

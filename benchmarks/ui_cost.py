@@ -32,11 +32,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.draw_cost import LABEL_APP, cpu_s  # noqa: E402
-from tests.backends.scripted import in_thread  # noqa: E402
-from tests.backends.scripted_llama import ScriptedLlama  # noqa: E402
-from tests.telemetry.scripted import Scripted, serve  # noqa: E402
-from tests.telemetry.standin import nvml_env  # noqa: E402
+from benchmarks.draw_cost import LABEL_APP, cpu_s  # noqa: E402 - found by the line above
+from tests.backends.scripted import in_thread  # noqa: E402 - found by the line above
+from tests.backends.scripted_llama import ScriptedLlama  # noqa: E402 - found by the line above
+from tests.telemetry.scripted import Scripted, serve  # noqa: E402 - found by the line above
+from tests.telemetry.standin import nvml_env  # noqa: E402 - found by the line above
 
 CHIMERA = str(Path(sys.executable).with_name("chimera"))
 EMPTY_APP = """

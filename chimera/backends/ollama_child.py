@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 import psutil
 
@@ -69,12 +68,6 @@ def _integer(argv: Sequence[str], *names: str) -> int | None:
     with contextlib.suppress(ValueError, TypeError):
         return int(argument(argv, *names) or "")
     return None
-
-
-def is_local(url: str) -> bool:
-    """The address is one of this host's own loopback addresses."""
-    host = (urlsplit(url).hostname or "").lower()
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 def children(server_port: int | None = None) -> tuple[Child, ...]:

@@ -163,18 +163,21 @@ _FRACTIONS = frozenset({"temperature", "top_p", "repeat_penalty"})
 
 def _addresses(target: Target, urls: list[str]) -> list[str]:
     """The instances' addresses in one form. Raises `ConfigError` where they do not go with the server."""
-    from chimera.backends.detect import normalise_url
+    from chimera.backends.address import normalise_url, same_server
 
     if not urls:
         return []
     if target.url is None:
         raise ConfigError("--instances names servers that run; an engine of ours is started as often as needed.")
-    found = list(dict.fromkeys(normalise_url(url) for url in urls))
+    found: list[str] = []
+    for url in map(normalise_url, urls):
+        if not any(same_server(url, one) for one in found):
+            found.append(url)
     if len(found) < 2:
         raise ConfigError(
             "--instances wants two addresses or more, like http://127.0.0.1:11434,http://127.0.0.1:11435."
         )
-    if normalise_url(target.url) not in found:
+    if not any(same_server(url, target.url) for url in found):
         raise ConfigError(f"--server {target.url} is none of --instances: leave it out, or name it there as well.")
     return found
 
@@ -199,7 +202,7 @@ def _further(target: Target, urls: list[str], seen: _Seen, *, yes: bool) -> tupl
     """
     import sys
 
-    from chimera.backends.ollama_child import is_local
+    from chimera.backends.address import is_local
     from chimera.backends.ollama_start import command, free_address, store_of
 
     if target.kind != "ollama" or target.url is None or not is_local(target.url):

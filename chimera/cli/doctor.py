@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import sys
 import time
 from dataclasses import asdict
@@ -58,7 +57,9 @@ def doctor(
     apply: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Try remedy N of the run: before and after, with a verdict.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=2, help="Of --apply: each measures before and after once.")] = 8,
+    rounds: Annotated[
+        int | None, typer.Option(min=2, help="Of --apply: each measures before and after once; 8 where they can count.")
+    ] = None,
     thermal: Annotated[
         bool, typer.Option("--thermal", help="Load the server for some minutes and judge heat.")
     ] = False,
@@ -119,7 +120,7 @@ def _of_run(journal: Journal, run: Run, *, watch: bool, bundle: Path | None, jso
         return int(sick)
 
 
-def _apply(journal: Journal, run: Run, number: int, rounds: int, *, yes: bool, detach: bool, json: bool) -> None:
+def _apply(journal: Journal, run: Run, number: int, rounds: int | None, *, yes: bool, detach: bool, json: bool) -> None:
     from chimera.runner.cure import create_cure, cures
     from chimera.runner.doctor import examine_run
 
@@ -297,8 +298,7 @@ class _Watch(_Show):
     def __call__(self, found: list[Examination], *, json: bool) -> None:
         """Print what is new of it."""
         if json:
-            sys.stdout.write(jsonlib.dumps(_facts(found), allow_nan=False) + "\n")
-            sys.stdout.flush()
+            emit_json(_facts(found), one_line=True)
             return
         rows, before = _worst_first(found), self._rows
         self._rows = rows

@@ -61,13 +61,17 @@ def open_streams() -> None:
         errors="backslashreplace",
         line_buffering=os.isatty(1),
     )
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream has no path
     if sys.stderr is None:
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - a stream has no path
 
 
-def emit_json(document: object) -> None:
-    """One JSON document on stdout."""
-    sys.stdout.write(json_text(document))
+def emit_json(document: object, *, one_line: bool = False) -> None:
+    """One JSON document on stdout, or with `one_line` the next one of many, which its reader gets at once."""
+    sys.stdout.write(json_text(document, one_line=one_line))
+    if one_line:
+        sys.stdout.flush()
 
 
 def emit(text: str = "") -> None:

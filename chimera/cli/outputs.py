@@ -99,8 +99,9 @@ async def _orderly(work: Coroutine[Any, Any, list[Output]]) -> list[Output]:
     """The same, but told to end it still puts back what it has changed."""
     task = asyncio.current_task()
     assert task is not None
-    with suppress(NotImplementedError):
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for name in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(name, task.cancel)
     return await work
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json as jsonlib
 import sys
 import time
 from collections.abc import Mapping
@@ -98,10 +97,8 @@ def status(
             runs = [one for one in journal.runs(limit=20) if one.state in _ACTIVE]
             now = Now(loaded, snapshot, parts, roof, runs)
             problem = loaded.problem or ("" if loaded.running else explain(detection))
-            if json and watch:
-                sys.stdout.write(jsonlib.dumps(_facts(now) | {"problem": problem or None}, allow_nan=False) + "\n")
-            elif json:
-                emit_json(_facts(now) | {"problem": problem or None})
+            if json:
+                emit_json(_facts(now) | {"problem": problem or None}, one_line=watch)
             else:
                 if watch and sys.stdout.isatty():
                     sys.stdout.write("\x1b[H\x1b[J")

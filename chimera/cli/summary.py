@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from chimera.domain.run import COMPARING
 from chimera.domain.text import plain
 from chimera.store.blame import aim_words, blame_words
 
 from .agents_text import emit_agents
 from .output import emit, emit_table
-
-_COMPARING = ("sweep", "tune", "validate")
 
 
 def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
@@ -24,7 +23,7 @@ def emit_run(facts: dict[str, Any], *, requests: bool = False) -> None:
     if model:
         details = [model.get("quantization"), f"{model['block_count']} layers" if model.get("block_count") else None]
         emit(f"model    {plain(model['name'])}  {' '.join(str(part) for part in details if part)}".rstrip())
-    if run["kind"] in _COMPARING or len(facts["trials"]) > 1:
+    if run["kind"] in COMPARING or len(facts["trials"]) > 1:
         _emit_trials(facts)
     else:
         for trial in facts["trials"]:

@@ -97,7 +97,7 @@ def sweep(
     json: Json = False,
 ) -> None:
     """Compare settings in interleaved rounds, and say what is better, the same, or not decided."""
-    from chimera.runner.planning import create_study, option_axes, sketch
+    from chimera.runner.planning import create_study, option_axes, sketch, typed_values
     from chimera.store.journal import Journal
 
     given = {
@@ -121,6 +121,9 @@ def sweep(
         fixed=False,
     )
     budget_s = None if budget is None else seconds_of(budget)
+    for option, text in given.items():
+        if text is not None:
+            typed_values(option, text)
     target = find_target(server, model, embedded=embedded, start=start, yes=yes)
     say("looking at the server …")
     known = look_at(target, workload)

@@ -16,6 +16,8 @@ RunState = Literal["queued", "running", "paused", "done", "stopped", "failed", "
 """`crashed` is never stored: a run that is running or paused, or was queued a while ago, whose worker's lock is free.
 `stopped`: by the user; `failed`: by an error that `Run.error` names. Stopped, failed and crashed can be resumed."""
 ENDED: frozenset[RunState] = frozenset({"done", "stopped", "failed"})
+COMPARING: frozenset[RunKind] = frozenset({"sweep", "tune", "validate", "agents"})
+"""Kinds of runs that follow a plan of rounds."""
 RESUMABLE: frozenset[RunState] = frozenset({"stopped", "failed", "crashed"})
 
 TrialRole = Literal["baseline", "candidate", "current"]

@@ -115,17 +115,21 @@ class GpuSample:
     xids: tuple[int, ...] = ()
     """Critical errors that the driver reported since the collector started, oldest first."""
     processes: tuple[GpuProcess, ...] | Missing = PENDING
+    processes_at: float | None = None
+    """When that list was read, which is not done at each tick and not while a request is timed; None: with the rest."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuCounters:
-    """The monotonic counters of one GPU, cheap enough for the two ends of a request."""
+    """What is read of one GPU at the two ends of a session: the monotonic counters, and who computed on it."""
 
     uuid: str
     at: float
     energy_j: Reading = PENDING
     throttle_s: dict[str, Reading] = field(default_factory=dict)
     """As in `GpuSample.throttle_s`."""
+    processes: tuple[GpuProcess, ...] | Missing = PENDING
+    """Shares are of the time since the list was read before, of its last seconds where that is long ago."""
 
 
 @dataclass(frozen=True, slots=True)

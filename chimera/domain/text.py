@@ -28,9 +28,9 @@ def plain(text: str, *, one_line: bool = True) -> str:
     )
 
 
-def json_text(document: object) -> str:
-    """A document as JSON; NaN and infinity are a defect, not data.
+def json_text(document: object, *, one_line: bool = False) -> str:
+    """A document as JSON, or as one line of many; NaN and infinity are a defect, not data.
 
     Characters beyond ASCII are escaped: a terminal may show it, in whatever encoding.
     """
-    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+    return json.dumps(document, indent=None if one_line else 2, allow_nan=False) + "\n"

@@ -13,8 +13,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from chimera.backends.address import is_local
 from chimera.backends.base import Backend, GenerateRequest
-from chimera.backends.ollama_child import is_local
 from chimera.domain.measurement import Measurement, Role
 from chimera.domain.options import Options
 from chimera.domain.server import Effective

@@ -19,6 +19,7 @@ from chimera.domain.options import Options
 from chimera.domain.server import Effective
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
+from chimera.store.files import Unreadable, read_plain
 
 from .live import LiveRequest
 from .prompts import Prompt, PromptMaker
@@ -66,16 +67,10 @@ LARGEST_PROMPT_FILE = 64 << 20
 def read_prompt_file(path: str) -> str:
     """The user's own prompt. Raises `ConfigError` naming the file."""
     try:
-        file = Path(path)
-        # Another process reads it as well, later: a pipe would be empty then, and a device need not have an end.
-        if file.exists() and not file.is_file():
-            raise ConfigError(f"--prompt-file {path} is not a plain file: save the prompt in one.")
-        if file.stat().st_size > LARGEST_PROMPT_FILE:
-            raise ConfigError(
-                f"--prompt-file {path} is over {LARGEST_PROMPT_FILE >> 20} MiB: no model takes that much."
-            )
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_plain(Path(path), LARGEST_PROMPT_FILE).decode("utf-8")
+    except Unreadable as error:  # another process reads it as well, later: a pipe would be empty then
+        raise ConfigError(f"--prompt-file {path} {error}.") from error
+    except UnicodeDecodeError as error:
         raise ConfigError(f"--prompt-file {path} cannot be read as UTF-8 text: {error}") from error
     if not text.strip():
         raise ConfigError(f"--prompt-file {path} is empty: there is nothing to measure.")

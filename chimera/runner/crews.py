@@ -11,9 +11,9 @@ from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from chimera.backends.address import is_local, normalise_url, same_server
 from chimera.backends.base import Backend
-from chimera.backends.detect import normalise_url, open_backend
-from chimera.backends.ollama_child import is_local
+from chimera.backends.detect import open_backend
 from chimera.backends.ollama_start import StartedOllama, command, store_of
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Target, Trial
@@ -288,7 +288,7 @@ class Crews:
         urls = dict.fromkeys(normalise_url(url) for arm in arms for url in arm.urls)
         model = await self._backend.model() if urls else None
         for url in urls:
-            if self._run.target.url is not None and url == normalise_url(self._run.target.url):
+            if same_server(url, self._run.target.url):
                 self._by_url[url] = self._backend
                 continue
             assert model is not None

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chimera.domain.finding import Finding, FindingCode, Remedy
+from chimera.domain.measurement import VoidReason
 from chimera.domain.options import OPTION_NAMES, Options
 from chimera.domain.run import Run, Target
 from chimera.domain.verdict import Metric
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 8
 """Each runs what is and what is proposed once: a true +5 % at 2 % noise needs about so many."""
+BLIND_ROUNDS = 2
+"""Where the settings before the remedy cannot give one request that counts, no number of rounds gives a verdict."""
 _OBJECTIVES: dict[FindingCode, Metric] = {
     "high-ttft": "ttft_s", "queueing": "ttft_s", "reload-thrash": "ttft_s", "vram-exhaustion": "vram_bytes",
 }  # fmt: skip
@@ -53,7 +56,7 @@ def cures(findings: Sequence[Finding]) -> list[Cure]:
     return [Cure(number, finding, remedy) for number, (finding, remedy) in enumerate(settings, 1)]
 
 
-def draw(run: Run, base: Options, cure: Cure, known: Survey, *, rounds: int = ROUNDS) -> Sketch:
+def draw(run: Run, base: Options, cure: Cure, known: Survey, *, rounds: int) -> Sketch:
     """The plan: the run's own settings as the baseline, with the remedy's as the only candidate.
 
     Raises:
@@ -80,7 +83,7 @@ def draw(run: Run, base: Options, cure: Cure, known: Survey, *, rounds: int = RO
     return drawn
 
 
-def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, rounds: int = ROUNDS) -> Run:
+def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, rounds: int | None = None) -> Run:
     """The comparing run of a remedy, ready for a worker. Asks the run's server for what a plan needs.
 
     Args:
@@ -88,7 +91,7 @@ def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, ro
         run: Whose finding it is: its server, model, settings and workload are used again.
         cure: From `cures`.
         yes: A server that is not ours may be made to reload.
-        rounds: Of before and after.
+        rounds: Of before and after; None: as many as a verdict needs, or few where there can be none.
 
     Raises:
         ConfigError: there is nothing to compare.
@@ -102,9 +105,22 @@ def create_cure(journal: Journal, run: Run, cure: Cure, *, yes: bool = False, ro
     )
     target = replace(run.target, assume_yes=run.target.assume_yes or yes)
     known = asyncio.run(_survey(target, run.workload))
+    if rounds is None:
+        rounds = BLIND_ROUNDS if _cannot_count(journal, run, base) else ROUNDS
     drawn = draw(run, base, cure, known, rounds=rounds)
     of = {"cure": {"of": run.id, "code": cure.finding.code}}
     return create_study(journal, target, drawn, name=f"remedy for {cure.finding.code} of {run.id}", more=of)
+
+
+def _cannot_count(journal: Journal, run: Run, base: Options) -> bool:
+    """Whether all that was asked with these settings was cut or refused, as it will be again: the prompts are alike."""
+    mine = {trial.candidate for trial in journal.trials(run.id) if trial.requested == base}
+    sent = [row.measurement for row in journal.measurements(run.id) if row.candidate in mine]
+    asked = [one for one in sent if one.role == "measure"] or sent  # a refused first request ends its session
+    return bool(asked) and all(one.void_reason in _BY_SETTINGS for one in asked)
+
+
+_BY_SETTINGS: frozenset[VoidReason | None] = frozenset({"truncated", "refused"})
 
 
 def aftermath(journal: Journal, run: Run) -> str | None:

@@ -23,6 +23,7 @@ from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import KEY_VARIABLE, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot
 from chimera.errors import ConfigError
+from chimera.store.files import write_whole
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.serverlog import ServiceLog
@@ -195,9 +196,11 @@ _SYSTEM = ("machine", "cpu", "cores", "threads", "memory_bytes", "python", "plat
 
 def _names() -> list[str]:
     """Words that nobody outside needs: who is logged in and where that one's home is, the machine's name, keys."""
-    home = str(Path.home())
-    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, ""), home if home.count("/") > 1 else ""]
-    with suppress(OSError, KeyError):  # no entry for this user, as in a container
+    names = [socket.gethostname(), os.environ.get(KEY_VARIABLE, "")]
+    with suppress(RuntimeError):  # no HOME, and no entry for this user, as in a container
+        home = str(Path.home())
+        names.append(home if home.count("/") > 1 else "")
+    with suppress(OSError, KeyError):
         names.append(getpass.getuser())
     return [name for name in names if name not in {"", "root", "localhost"}]
 
@@ -211,9 +214,7 @@ def write_bundle(path: Path, made: Bundle) -> tuple[Path, Path]:
     beside = path.with_name(f"{path.name}.json")
     try:
         for place, text in ((path, made.markdown), (beside, made.json)):
-            part = place.with_name(f".{place.name}.part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(place)
+            write_whole(place, text)
     except OSError as error:
         raise ConfigError(f"The bundle cannot be written to {path}: {error.strerror or error}.") from error
     return path, beside

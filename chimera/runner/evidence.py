@@ -107,9 +107,11 @@ def _one_clock(read: list[Sample]) -> list[Sample]:
 def _moved(sample: Sample, reference: float) -> Sample:
     by = sample.offset - reference
     shot = sample.snapshot
-    gpus = replace(
-        shot.gpus, at=shot.gpus.at + by, samples=tuple(replace(one, at=one.at + by) for one in shot.gpus.samples)
+    samples = tuple(
+        replace(one, at=one.at + by, processes_at=None if one.processes_at is None else one.processes_at + by)
+        for one in shot.gpus.samples
     )
+    gpus = replace(shot.gpus, at=shot.gpus.at + by, samples=samples)
     host = replace(shot.host, at=shot.host.at + by)
     server = None if shot.server is None else replace(shot.server, at=shot.server.at + by)
     return replace(sample, snapshot=replace(shot, at=shot.at + by, gpus=gpus, host=host, server=server))

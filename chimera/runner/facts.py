@@ -9,6 +9,7 @@ from chimera.domain.run import Run
 from chimera.domain.text import json_text, plain
 from chimera.errors import ConfigError
 from chimera.store.document import document, export_benchstat, export_csv
+from chimera.store.files import write_whole
 from chimera.store.journal import Journal
 
 
@@ -37,8 +38,6 @@ def write_export(journal: Journal, run: Run, form: str, path: Path) -> None:
     """
     text = exported(journal, run, form)
     try:
-        part = path.with_name(f".{path.name}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, text)
     except OSError as error:
         raise ConfigError(f"{plain(str(path))} cannot be written: {error.strerror or error}.") from error

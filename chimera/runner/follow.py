@@ -7,17 +7,17 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.finding import Finding
 from chimera.domain.measurement import Measurement
-from chimera.domain.run import ENDED, Progress, Run, RunKind, Session, Statistic, Trial
+from chimera.domain.run import COMPARING, ENDED, Progress, Run, Session, SessionState, Statistic, Trial
 from chimera.domain.server import Effective
 from chimera.domain.verdict import Metric, Verdict
 from chimera.store.blame import blame, blame_words
 
 FINDINGS_S = 1.0
-COMPARES: frozenset[RunKind] = frozenset({"sweep", "tune", "validate", "agents"})
 
 if TYPE_CHECKING:
     from chimera.store.journal import Event, Journal, Row
@@ -72,6 +72,12 @@ class Follower:
         self._findings: tuple[Finding, ...] | None = None
         self._findings_at = 0.0
         self._requests: dict[int, list[Measurement]] = {}
+        """Of the sessions that have not ended."""
+        self._ended = 0
+        """The newest session of those that have ended: they change no more, so each is looked at once."""
+        self._count: dict[SessionState, Counter[str]] = {"done": Counter(), "void": Counter()}
+        self._costs: dict[str, list[dict[Metric, float]]] = {}
+        self._blame: dict[str, str] = {}
         self._compared: Compared | None = None
 
     def look(self) -> Update | None:
@@ -88,6 +94,8 @@ class Follower:
         if changes == self._changes and run.state == self._state:
             return None
         self._changes, self._state = changes, run.state
+        # Before the requests: those of a session that has ended are then all among them.
+        sessions = self.journal.sessions(self.run_id, after=self._ended) if run.kind in COMPARING else []
         new = tuple(self.journal.measurements(self.run_id, after=self._row))
         events = tuple(self.journal.events(self.run_id, after=self._event))
         self._row = new[-1].id if new else self._row
@@ -96,32 +104,40 @@ class Follower:
         trials = tuple(self.journal.trials(self.run_id))
         candidate = progress.candidate if progress and progress.candidate else (trials[0].candidate if trials else "")
         effective = self.journal.effective(self.run_id, candidate) if candidate else None
-        for row in new:
+        for row in new if run.kind in COMPARING else ():
             self._requests.setdefault(row.session, []).append(row.measurement)
-        if run.kind in COMPARES and (first or new or events):
+        ended = list(takewhile(lambda one: one.state in {"done", "void"}, sessions))
+        self._take(ended, run.workload.output_tokens)
+        if run.kind in COMPARING and (first or new or events or ended):
             self._compared = self._compare(run)
         return Update(run, progress, trials, effective, new, events, first, self._checked(run), self._compared)
+
+    def _take(self, ended: Sequence[Session], output_tokens: int) -> None:
+        """Keep of sessions what a table shows of them, and let go of their requests."""
+        from .costs import costs_of
+
+        newest: dict[str, tuple[Session, list[Measurement]]] = {}
+        for session in ended:
+            requests = self._requests.pop(session.seq, [])
+            self._ended = session.seq
+            self._count[session.state][session.candidate] += 1
+            if session.state == "done":
+                self._costs.setdefault(session.candidate, []).append(costs_of(session, requests, output_tokens))
+                newest[session.candidate] = (session, requests)
+        self._blame |= {name: blame_words(blame(*seen)) for name, seen in newest.items()}
 
     def _compare(self, run: Run) -> Compared:
         """What a table of candidates shows; verdicts are read, never made here."""
         stages: list[dict[str, Any]] = run.plan.get("stages", [run.plan])
         rules: dict[str, Any] = next((one["rules"] for one in reversed(stages) if "rules" in one), {})
         metric: Metric = rules.get("objective", "decode_tok_s")
-        done, void = Counter[str](), Counter[str]()
-        values: dict[str, list[float]] = {}
-        lines: dict[str, str] = {}
-        for session in self.journal.sessions(self.run_id):
-            if session.state == "void":
-                void[session.candidate] += 1
-            elif session.state == "done":
-                done[session.candidate] += 1
-                seen = _values(metric, session, self._requests.get(session.seq, []), run.workload.output_tokens)
-                lines[session.candidate] = blame_words(blame(session, self._requests.get(session.seq, [])))
-                if seen:
-                    values.setdefault(session.candidate, []).append(statistics.median(seen))
-        figures = {name: _statistic(seen) for name, seen in values.items()}
+        figures: dict[str, Statistic] = {}
+        for name, costs in self._costs.items():
+            if seen := [one[metric] for one in costs if metric in one]:
+                figures[name] = _statistic(metric, seen)
         verdicts = tuple(row for row in self.journal.verdicts(self.run_id) if row.metric == metric)
-        return Compared(metric, verdicts, figures, done, void, lines)
+        done, void = Counter(self._count["done"]), Counter(self._count["void"])
+        return Compared(metric, verdicts, figures, done, void, dict(self._blame))
 
     def _checked(self, run: Run) -> tuple[Finding, ...] | None:
         """The run's findings, read once a second: they carry curves, and change every few seconds only."""
@@ -134,25 +150,10 @@ class Follower:
         return self._findings
 
 
-def _values(metric: Metric, session: Session, requests: Sequence[Measurement], output_tokens: int) -> list[float]:
-    """What the valid requests of a session gave in a metric; of memory and energy the session's own figure."""
-    if metric == "vram_bytes":
-        return [session.facts["vram_peak_bytes"]] if session.facts.get("vram_peak_bytes") else []
-    if metric == "energy_j_per_token":
-        return [session.facts["energy_j_per_token"]] if session.facts.get("energy_j_per_token") else []
-    if metric == "aggregate_tok_s":
-        from chimera.tuning.concurrency import figures
+def _statistic(metric: Metric, costs: Sequence[float]) -> Statistic:
+    """Over the sessions, in the metric's own unit."""
+    from chimera.tuning.statistics import natural
 
-        found = figures(requests)
-        return [found.aggregate_tok_s] if found is not None else []
-    valid = [one for one in requests if one.valid]
-    if metric == "completion_s":
-        return [one.ttft_s + (output_tokens - 1) / one.rate for one in valid if one.ttft_s is not None and one.rate]
-    if metric == "ttft_s":
-        return [one.ttft_s for one in valid if one.ttft_s is not None]
-    return [one.rate for one in valid if one.rate is not None]
-
-
-def _statistic(values: Sequence[float]) -> Statistic:
+    values = [natural(metric, cost) for cost in costs]
     spread = statistics.stdev(values) / statistics.fmean(values) if len(values) > 1 else None
     return Statistic(statistics.median(values), spread, len(values))

@@ -39,6 +39,7 @@ from chimera.domain.text import plain
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 from chimera.store.document import SESSION_COLUMNS
+from chimera.store.files import Unreadable, read_plain
 from chimera.tuning.plan import Failure
 
 Format = Literal["csv", "llama-bench", "ollama-bench", "json"]
@@ -142,15 +143,9 @@ def read_sheet(path: Path, format_: Format | None = None, *, output_tokens: int 
 def text_of(path: Path) -> str:
     """The text of a file. Raises `ConfigError` naming it: not there, no plain file, too large, empty or no text."""
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"{_name(path)}: is not a plain file.")
-        if not path.is_file():
-            raise ConfigError(f"{_name(path)}: there is no such file.")
-        if path.stat().st_size > _LARGEST_FILE:
-            raise ConfigError(f"{_name(path)}: is over {_LARGEST_FILE >> 20} MiB, too large for measurements.")
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{_name(path)}: cannot be read ({error.strerror}).") from error
+        raw = read_plain(path, _LARGEST_FILE)
+    except Unreadable as error:
+        raise ConfigError(f"{_name(path)}: {error}.") from error
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

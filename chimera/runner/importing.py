@@ -38,7 +38,7 @@ from chimera.tuning.statistics import drift, rounds_in_order
 from chimera.tuning.verdicts import imported_verdicts
 
 from .foreign import ForeignRow, Format, OwnRun, Sheet, parse_options, read_sheet, server_kind, text_of
-from .sampler import shared
+from .sampler import void_as_shared
 from .study import final_verdicts, outcomes, stage_plans
 
 if TYPE_CHECKING:
@@ -171,16 +171,18 @@ class _Load:
     round: int | None
     requests: list[Measurement] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
+    shared: bool = False
+    """Another program computed on the GPU, so that it does not count."""
 
     @property
     def state(self) -> SessionState:
-        return "done" if any(one.valid for one in self.requests) and not shared(self.facts) else "void"
+        return "done" if any(one.valid for one in self.requests) and not self.shared else "void"
 
     @property
     def void_reason(self) -> VoidReason | None:
         if self.state == "done":
             return None
-        if shared(self.facts):
+        if self.shared and any(one.valid for one in self.requests):
             return "shared-gpu"
         if "same_as" in self.facts:
             return "same-settings"
@@ -208,6 +210,10 @@ def _import_rows(
     for load in loads:
         if (stays := load.facts.pop("same_as", None)) in named:
             load.facts["same_as"] = named[stays]
+    clients = {len({(one.instance, one.agent) for row in load.rows if (one := row.measurement)}) for load in loads}
+    compared = len({config.rank for config in configs}) > 1
+    for load in loads:
+        load.shared = void_as_shared(load.facts, compared=compared, crews=len(clients - {0}) > 1)
     _judge_rows(loads, sheet, notes)
     in_rounds = _rounds(loads, sheet, notes)
     trials = _trials(configs, base, reasons)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chimera.backends.address import same_server
 from chimera.domain.options import Options
 from chimera.domain.preset import Preset
 from chimera.domain.run import ENDED, Run, Target, Trial
@@ -85,7 +86,7 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
             stdout=out,
             stderr=out,
             start_new_session=True,
-            cwd=Path.home() if Path.home().is_dir() else None,
+            cwd=_home_folder(),
             env={**os.environ, "PYTHONFAULTHANDLER": "1"},
         )
     _CHILDREN[:] = [one for one in _CHILDREN if one.poll() is None]
@@ -110,10 +111,19 @@ def start_worker(journal: Journal, run_id: str) -> subprocess.Popen[bytes]:
     raise ChimeraError(f"The worker of run {run_id} did not begin within {_START_S:g} s (see {log}).")
 
 
+def _home_folder() -> Path | None:
+    """The user's own folder, which no unmount takes from under a worker; None where there is none."""
+    try:
+        folder = Path.home()
+    except RuntimeError:  # no HOME, and no entry for this user, as in a container
+        return None
+    return folder if folder.is_dir() else None
+
+
 def disturbed_by(journal: Journal, run: Run) -> Run | None:
     """Another run that is at work on the same processors or on the same server."""
     for other in journal.runs(state="running", limit=20):
-        if other.id != run.id and other.target.url == run.target.url:  # none: an engine of ours
+        if other.id != run.id and same_server(other.target.url, run.target.url):
             return other
     return None
 

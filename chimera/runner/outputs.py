@@ -18,6 +18,8 @@ from chimera.errors import BackendError, BackendRefused, ConfigError
 from chimera.measure.prompts import Prompt
 from chimera.measure.request import measure
 
+from .launch import disturbance, disturbed_by
+from .putback import restore_all, to_its_end
 from .study import plan_of, recommendation
 
 if TYPE_CHECKING:
@@ -79,9 +81,19 @@ async def read_both(
     """Load each configuration and let it answer; what was changed on a server that is not ours is put back.
 
     Raises:
-        ConfigError: the server would reload and nobody agreed to it.
-        BackendError: it cannot be reached, or another client is using it.
+        ConfigError: the server would reload and nobody agreed to it, or a run is at work on it.
+        BackendError: it cannot be reached or put back, or another client is using it.
     """
+    # Held like a worker's: nobody resumes, deletes or puts back the run meanwhile, and the UI's next run waits.
+    with journal.worker_lock(run.id):
+        if other := disturbed_by(journal, run):
+            raise ConfigError(disturbance(other))
+        return await _read_both(journal, run, trials, prompt, output_tokens, seed, yes)
+
+
+async def _read_both(
+    journal: Journal, run: Run, trials: tuple[Trial, Trial], prompt: str, output_tokens: int, seed: int, yes: bool
+) -> list[Output]:
     backend = open_backend(run.target)
     touched = bool(journal.remembered(run.id))
     try:
@@ -93,14 +105,17 @@ async def read_both(
                 touched = True
         return [await _one(backend, trial, prompt, output_tokens, seed) for trial in trials]
     finally:
-        try:
-            if touched:
-                for one in journal.remembered(run.id):
-                    if one.server_url == backend.url:
-                        await backend.restore(one.data)
-                journal.restored(run.id)
-        finally:
-            await backend.close()
+        await to_its_end(_leave(journal, run, backend, touched))
+
+
+async def _leave(journal: Journal, run: Run, backend: Backend, touched: bool) -> None:
+    try:
+        if touched:
+            _, failed = await restore_all(journal, run.id, lambda url: backend if url == backend.url else None)
+            if failed:
+                raise BackendError(" ".join(failed))
+    finally:
+        await backend.close()
 
 
 async def _ask_first(backend: Backend, trials: tuple[Trial, Trial], yes: bool) -> None:

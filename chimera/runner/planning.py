@@ -256,22 +256,30 @@ def parse_axis(
 
     Raises `ConfigError` naming the option and the value.
     """
-    option = f"--{name.replace('_', '-')}"
-    if text.strip() == "auto":
+    typed = typed_values(name, text)
+    if typed is None:
         return tuple(default_axis(name, shape or model, cores=cores))
-    values: list[OptionValue] = []
-    for part in (piece.strip() for piece in text.split(",")):
-        value: OptionValue
-        if name == "num_gpu" and part == "all":
-            blocks = shape.block_count if shape else model.block_count
-            if blocks is None:
-                raise ConfigError(f"{option} all: the model's number of layers is not known; give a number.")
-            value = blocks + 1
-        else:
-            value = _value(name, part, f"{option} {text}")
-        if value not in values:
-            values.append(value)
-    return tuple(values)
+    if _ALL in typed:
+        blocks = shape.block_count if shape else model.block_count
+        if blocks is None:
+            raise ConfigError("--num-gpu all: the model's number of layers is not known; give a number.")
+        typed = [blocks + 1 if value == _ALL else value for value in typed]
+    return tuple(dict.fromkeys(typed))
+
+
+_ALL = "all"
+
+
+def typed_values(name: str, text: str) -> list[OptionValue] | None:
+    """The values of one axis as they are typed, `all` layers as that word; None for `auto`.
+
+    What is wrong in itself is so told before a server is asked: raises `ConfigError`.
+    """
+    if text.strip() == "auto":
+        return None
+    option = f"--{name.replace('_', '-')} {text}"
+    parts = [piece.strip() for piece in text.split(",")]
+    return [_ALL if name == "num_gpu" and part == _ALL else _value(name, part, option) for part in parts]
 
 
 def _value(name: str, part: str, typed: str) -> OptionValue:

@@ -13,7 +13,7 @@ from chimera.diagnosis.thresholds import limit
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, ServerSample, Snapshot
+from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample, ServerSample, Snapshot
 from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Sampler:
         self._collector = collector = Collector()
         collector.quiet = self._quiet
         watched: ServerInfo | None = None
+        told: list[dict[str, Any]] = []
         try:
             while True:
                 if self._server != watched:
@@ -112,10 +113,13 @@ class Sampler:
                 at = time.time() - time.monotonic() + snapshot.at
                 with self._lock:
                     self._session.append(snapshot)
-                known, self._gpus = self._gpus, snapshot.gpus.infos or self._gpus
-                if self._gpus and not known:
-                    self._journal.identify(self._run_id, gpus=encode(snapshot)["gpus"]["infos"])
-                self._journal.add_samples(self._run_id, [(at, encode(snapshot) | self._more(snapshot))])
+                self._gpus = snapshot.gpus.infos or self._gpus
+                kept = encode(snapshot)
+                # The driver is asked for a few of them at each tick: the first ones are not complete.
+                if (infos := kept["gpus"].get("infos")) and infos != told:
+                    self._journal.identify(self._run_id, gpus=infos)
+                    told = infos
+                self._journal.add_samples(self._run_id, [(at, kept | self._more(snapshot))])
                 if self._ended.wait(SAMPLE_S):
                     return
         except Exception:  # noqa: BLE001 - a run must not end because watching it failed
@@ -232,7 +236,12 @@ def session_facts(
     limits = [value for one in by_gpu.values() if (value := number(one[-1].power_limit_w)) is not None]
     if limits:
         facts["power_limit_w"] = sum(limits)
-    others = [share for one in by_gpu.values() if (share := _others(one, engines)) is not None]
+    begun = {one.uuid: one.at for one in before}
+    others = [
+        share
+        for uuid, samples in by_gpu.items()
+        if (share := _others(_lists(samples, begun.get(uuid), ends.get(uuid)), engines)) is not None
+    ]
     if others:
         facts["foreign_gpu_percent"] = max(others)
     starts = [value for one in by_gpu.values() if (value := number(one[0].temperature_c)) is not None]
@@ -258,22 +267,51 @@ def _engines(seen: Sequence[Snapshot]) -> frozenset[int]:
     return frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
 
 
-def _others(samples: Sequence[GpuSample], engines: frozenset[int]) -> float | None:
+def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters | None) -> list[tuple[GpuProcess, ...]]:
+    """The lists of a GPU's processes that were read in a session, each once: a sample repeats the last one for a while.
+
+    They are read while the model loads and at the session's end, not while a request is timed. Each tells of the time
+    since the list before it, at most of some seconds; where none could be read as the session began, the first one may
+    so tell of some seconds before it.
+    """
+    read: dict[float, tuple[GpuProcess, ...]] = {}
+    for sample in samples:
+        at = sample.at if sample.processes_at is None else sample.processes_at
+        if isinstance(sample.processes, tuple) and (at >= samples[0].at if begun is None else at > begun):
+            read.setdefault(at, sample.processes)
+    if end is not None and isinstance(end.processes, tuple):
+        read.setdefault(end.at, end.processes)
+    return list(read.values())
+
+
+def _others(lists: Sequence[tuple[GpuProcess, ...]], engines: frozenset[int]) -> float | None:
     """Mean share of a GPU that programs other than the engine computed on; None where they cannot be told apart.
 
     A process that cannot be tied to one seen from here may be the engine itself, so it accuses nobody.
     """
     shares = [
-        min(100.0, sum(value for one in sample.processes if one.pid not in engines and one.name != "?"
+        min(100.0, sum(value for one in processes if one.pid not in engines and one.name != "?"
                        and (value := number(one.sm_percent)) is not None and value <= 100))
-        for sample in samples if isinstance(sample.processes, tuple)
+        for processes in lists
     ]  # fmt: skip
     return sum(shares) / len(shares) if engines and shares else None
 
 
 def shared(facts: Mapping[str, Any]) -> bool:
-    """Whether another program computed on the GPU for more than a moment; the session is then void."""
+    """Whether another program computed on the GPU for more than a moment."""
     return (facts.get("foreign_gpu_percent") or 0.0) >= limit("foreign-sm")
+
+
+def void_as_shared(facts: Mapping[str, Any], *, compared: bool, crews: bool) -> bool:
+    """Whether a session is void because the GPU was shared: the one rule for sessions of our own and imported ones.
+
+    Args:
+        facts: Of the session.
+        compared: It is compared with others; one that stands alone counts, and its finding says what disturbed it.
+        crews: Different numbers of agents are compared: of several instances only one is watched, so another one's
+            engine would look like a stranger.
+    """
+    return compared and not crews and shared(facts)
 
 
 def _held(first: GpuSample | GpuCounters, last: GpuSample | GpuCounters, reason: str, wall: float) -> float | None:

@@ -7,7 +7,7 @@ where the killed one stood.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +16,20 @@ from chimera.domain.measurement import Measurement, VoidReason
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Session
 from chimera.domain.server import Effective
-from chimera.domain.verdict import Metric, Verdict
+from chimera.domain.verdict import Verdict
 from chimera.domain.workload import Workload
 from chimera.errors import BackendError, BackendUnavailable, ConfigError, OutOfMemory, StreamBroken
-from chimera.tuning.concurrency import costs, figures
 from chimera.tuning.estimate import estimate
 from chimera.tuning.objectives import Recommendation, chosen, pareto_front, points
 from chimera.tuning.plan import Failure, Outcome, Plan, by_round, same_configuration
 from chimera.tuning.protocol import Done, NeedCohort, Round, Standing, standing, started_hot
-from chimera.tuning.statistics import drift, paired, session_costs
+from chimera.tuning.statistics import drift, paired
 from chimera.tuning.verdicts import table
+
+from .costs import costs_of
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
-
-COMPARING = frozenset({"sweep", "tune", "validate", "agents"})
-"""Kinds of runs that follow a plan of rounds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +94,11 @@ def _outcome(session: Session, measurements: Sequence[Measurement], output_token
     facts = session.facts
     return Outcome(
         session=session,
-        costs=_costs(facts, measurements, output_tokens) if session.state == "done" else {},
+        costs=costs_of(session, measurements, output_tokens),
         failure=facts.get("failure"),
         hot=started_hot(throttled=facts.get("throttled_share"), start_c=facts.get("start_c"), preflight_start_c=start),
         same_as=facts.get("same_as"),
     )
-
-
-def _costs(facts: Mapping[str, Any], measurements: Sequence[Measurement], output_tokens: int) -> dict[Metric, float]:
-    """What a session gave in each metric; where several agents could take part, in the goals of their users instead."""
-    found = session_costs(
-        measurements,
-        output_tokens=output_tokens,
-        vram_bytes=facts.get("vram_peak_bytes"),
-        energy_j_per_token=facts.get("energy_j_per_token"),
-    )
-    if "agents" in facts:
-        found.pop("completion_s", None)  # theirs is that of all their requests, not of a typical one
-        found |= costs(figures(measurements))
-    return found
 
 
 def _preflight_temperature(sessions: Sequence[Session]) -> float | None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from chimera.backends.base import Backend
 from chimera.domain.measurement import VoidReason
 from chimera.domain.options import Options
-from chimera.domain.run import Run, RunState, Session, SessionState, Trial
+from chimera.domain.run import COMPARING, Run, RunState, Session, SessionState, Trial
 from chimera.domain.server import ModelInfo
 from chimera.errors import BackendError, BackendRefused, BackendUnavailable, ChimeraError, ConfigError
 from chimera.measure.agents import run_crew
@@ -37,10 +37,10 @@ from .crews import Arm, Crews, arm_of
 from .cure import aftermath
 from .evidence import installed_facts, log_lines, machine_facts, needs
 from .launch import disturbance, disturbed_by
-from .putback import restore
+from .putback import restore_all, to_its_end
 from .recorder import Gate, ProgressWriter, Recorder, SameSettings
-from .sampler import Sampler, shared
-from .study import COMPARING, advance, conclude, failure_of, failure_within, shares_load
+from .sampler import Sampler, void_as_shared
+from .study import advance, conclude, failure_of, failure_within, shares_load
 from .thermal import judge, seconds_of
 
 if TYPE_CHECKING:
@@ -184,11 +184,11 @@ class Worker:
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
                 await self._one(backend, session, trial, total, recorder, prompts)
             if run.kind in COMPARING:
-                self._conclude()
+                await self._conclude()
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.
-            await asyncio.shield(self._leave(backend, touched))
+            await to_its_end(self._leave(backend, touched))
 
     async def _prepare_crews(self, backend: Backend) -> bool:
         """Reach or start the servers that the run needs beside its own; whether something there is to be put back."""
@@ -234,25 +234,25 @@ class Worker:
         while before is not None and await asyncio.to_thread(self._journal.is_held, before):  # noqa: ASYNC110 - a lock
             await asyncio.sleep(CONTROL_S)
 
-    def _conclude(self) -> None:
-        """Say what the whole run has shown."""
-        cured = aftermath(self._journal, self._run)
-        for words in [*conclude(self._journal, self._run), *([cured] if cured else [])]:
+    async def _conclude(self) -> None:
+        """Say what the whole run has shown: the verdict first, which no look at symptoms may delay or take down."""
+        for words in await asyncio.to_thread(conclude, self._journal, self._run):
             self._journal.log(self._run.id, words, "notice")
+        try:
+            cured = await asyncio.to_thread(aftermath, self._journal, self._run)
+        except Exception as error:  # noqa: BLE001 - whatever a rule stumbles over, the run is measured and judged
+            _log.exception("the symptom could not be looked for again")
+            cured = f"whether the symptom is still seen could not be told: {type(error).__name__} (see its log)"
+        if cured:
+            self._journal.log(self._run.id, cured, "notice")
 
     async def _leave(self, backend: Backend, touched: bool) -> None:
+        def at(url: str) -> Backend | None:
+            there = self._crews.at(url) if self._crews is not None else None
+            return backend if there is None and url == backend.url else there
+
         if touched:
-            try:
-                for kept in self._journal.remembered(self._run.id):
-                    there = self._crews.at(kept.server_url) if self._crews is not None else None
-                    if there is None and kept.server_url == backend.url:
-                        there = backend
-                    said = await there.restore(kept.data) if there else await restore(self._run.target, kept)
-                    for words in said:
-                        self._journal.log(self._run.id, words, "notice")
-                self._journal.restored(self._run.id)
-            except BackendError as error:
-                self._journal.log(self._run.id, f"the server's settings could not be put back: {error}", "warn")
+            await restore_all(self._journal, self._run.id, at)
         if self._crews is not None:
             await self._crews.close()
         await backend.close()
@@ -388,8 +388,8 @@ class Worker:
             return
         self._loaded = None if outcome.void_reason in UNSURE else options.load
         outcome.facts.update(await asyncio.to_thread(self._sampler.end_session, outcome.measurements))
-        # Of several instances only one is watched, so another one's engine would look like a stranger.
-        if comparing and run.kind != "agents" and outcome.void_reason is None and shared(outcome.facts):
+        crews = run.kind == "agents"
+        if outcome.void_reason is None and void_as_shared(outcome.facts, compared=comparing, crews=crews):
             outcome = replace(outcome, void_reason="shared-gpu")
             percent = f"{outcome.facts['foreign_gpu_percent']:.0f} %"
             self._journal.log(run.id, f"session void: other programs computed on {percent} of the GPU", "warn")

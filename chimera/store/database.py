@@ -21,6 +21,7 @@ from chimera.errors import JournalError
 
 from . import schema
 from .codec import dumps
+from .files import whole
 from .home import home, private_folder
 
 FILE = "chimera.db"
@@ -296,12 +297,12 @@ def _ask_for_wal(engine: Engine, path: Path) -> None:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a database whole, with what is still in its log, and show it under its name only when complete."""
-    partial = target.with_name(target.name + ".part")
-    partial.unlink(missing_ok=True)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    with closing(sqlite3.connect(source, timeout=_BUSY_S)) as old, closing(sqlite3.connect(partial)) as new:
+    with (
+        whole(target, 0o600) as partial,
+        closing(sqlite3.connect(source, timeout=_BUSY_S)) as old,
+        closing(sqlite3.connect(partial)) as new,
+    ):
         old.backup(new)
-    partial.replace(target)
 
 
 def _migrate(url: URL) -> None:

@@ -467,10 +467,10 @@ class Journal:
             if not connection.execute(query).rowcount:
                 raise ConfigError(f"Run {run_id} has no session {seq}.")
 
-    def sessions(self, run_id: str) -> list[Session]:
-        """In the order in which they were begun."""
+    def sessions(self, run_id: str, *, after: int = 0) -> list[Session]:
+        """In the order in which they were begun; `after` is a `Session.seq`."""
         table = schema.session
-        query = select(table).where(table.c.run == self._seq(run_id)).order_by(table.c.seq)
+        query = select(table).where(table.c.run == self._seq(run_id), table.c.seq > after).order_by(table.c.seq)
         with self._reading() as connection:
             return [
                 Session(
@@ -765,10 +765,12 @@ class Journal:
         """What the run has kept and not put back."""
         return self._remembered(schema.remembered.c.run == self._seq(run_id))
 
-    def restored(self, run_id: str) -> None:
-        """Note that all that the run had kept was put back."""
+    def restored(self, run_id: str, server_url: str | None = None) -> None:
+        """Note that what the run had kept of a server was put back; None: of all servers."""
         table = schema.remembered
         query = update(table).where(table.c.run == self._seq(run_id), table.c.restored_at.is_(None))
+        if server_url is not None:
+            query = query.where(table.c.server_url == server_url)
         with self._writing() as connection:
             connection.execute(query.values(restored_at=self._clock()))
 

@@ -378,6 +378,7 @@ class Device:
             ecc_errors=self._kept("ecc", now),
             remapped_rows=self._kept("remapped", now),
             processes=processes,
+            processes_at=self._read_at("processes"),
             xids=xids,
         )
 
@@ -458,6 +459,7 @@ class Device:
             ecc_errors=shared,
             remapped_rows=shared,
             processes=self._kept("processes", now),
+            processes_at=self._read_at("processes"),
         )
 
     def share(self, whole: GpuInfo, total: Reading, own: Reading) -> None:
@@ -656,12 +658,24 @@ class Device:
         return energy / 1000 if available(energy) else Missing("unsupported", "NVML: no value")
 
     def counters(self, now: float, stamp: Callable[[], float]) -> GpuCounters:
-        """Only the monotonic counters, with one driver call where the driver has them as fields."""
+        """The monotonic counters, by one driver call where it has them as fields, and the processes if it may be asked.
+
+        No request is timed at this moment, so the list costs nobody anything; read at the start, it makes the next one
+        tell of the time since then alone.
+        """
         at = stamp()
+        read = self._reads["processes"]
+        if self.allowance.room() >= read.calls:
+            read.at = at
+            self._keep(read.name, at, self._read_processes(at))
+        kept_at, processes = self._slow.get(read.name, (_NEVER, PENDING))
         for policy in _POLICIES:
             self._keep(f"policy {policy}", at, self._read_policy(policy, at))
         fields = self._fields(_COUNTER_FIELDS, now)
-        return GpuCounters(self.info.uuid, at, self._energy(fields, now), self._held(fields, now))
+        return GpuCounters(
+            self.info.uuid, at, self._energy(fields, now), self._held(fields, now),
+            processes if kept_at == at else PENDING,
+        )  # fmt: skip
 
     # -- the slower tiers ------------------------------------------------------------------------------------------
 
@@ -753,6 +767,10 @@ class Device:
         if isinstance(value, Missing) or now - at <= _STALE_PERIODS * max(read.every_s, SLOW_S):
             return value
         return Missing("stale", _PAUSED if read.costly else _LATE, at)
+
+    def _read_at(self, name: str) -> float | None:
+        entry = self._slow.get(name)
+        return entry[0] if entry is not None else None
 
     def _read_ecc(self, now: float) -> Reading:
         """Uncorrected errors since the board was made; corrected ones are the memory doing its work."""

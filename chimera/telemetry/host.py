@@ -278,7 +278,7 @@ class HostCollector:
     def _frequency(self) -> Reading:
         """Mean clock of the cores, in MHz."""
         policies = sorted((self._sys / "devices/system/cpu/cpufreq").glob("policy*/scaling_cur_freq"))[:_FREQUENCIES]
-        values = [value for value in (_reading(lambda: int(path.read_text()) / 1000) for path in policies)]  # noqa: B023
+        values = [value for value in (_reading(lambda: int(path.read_text()) / 1000) for path in policies)]  # noqa: B023 - called at once, in the same turn of the loop
         clocks = [value for value in values if not isinstance(value, Missing) and value > 0]
         if clocks:
             return sum(clocks) / len(clocks)
@@ -286,7 +286,7 @@ class HostCollector:
             text = _text(self._proc / "cpuinfo")
             if not isinstance(text, Missing):
                 lines = [line.partition(":")[2] for line in text.splitlines() if line.startswith("cpu MHz")]
-                found = [value for value in (_reading(lambda: float(line)) for line in lines) if value]  # noqa: B023
+                found = [value for value in (_reading(lambda: float(line)) for line in lines) if value]  # noqa: B023 - called at once, in the same turn of the loop
                 clocks = [value for value in found if not isinstance(value, Missing)]
                 if clocks:
                     return sum(clocks) / len(clocks)

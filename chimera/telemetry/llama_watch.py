@@ -8,13 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
+from chimera.backends.address import is_local
 from chimera.domain.readings import PENDING, Missing, Reading
 from chimera.domain.telemetry import LoadedModel, ServerSample, SlotState
 from chimera.domain.text import plain
 
 from .peek import Answer, NoAnswer, Peek
 from .slots import FRESH_S, SlotMeter, slot_state
-from .watching import BUSY_S, SHORT_S, Counters, Lane, hidden, is_local, wants_key
+from .watching import BUSY_S, SHORT_S, Counters, Lane, hidden, wants_key
 
 READING = Missing("pending", "reading a prompt")
 

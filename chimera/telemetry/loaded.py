@@ -31,7 +31,7 @@ class Loaded:
     @property
     def remote(self) -> bool:
         """It runs on another host, so that what is measured here says nothing of it."""
-        from .watching import is_local
+        from chimera.backends.address import is_local
 
         return self.server is not None and bool(self.server.url) and not is_local(self.server.url)
 

@@ -466,13 +466,13 @@ class NvmlCollector:
         listening = False
         for device in self._devices:
             try:
-                types = device.asker.ask("events", now, lambda: nvml.nvmlDeviceGetSupportedEventTypes(device.handle))  # noqa: B023
+                types = device.asker.ask("events", now, lambda: nvml.nvmlDeviceGetSupportedEventTypes(device.handle))  # noqa: B023 - called at once, in the same turn of the loop
                 if isinstance(types, Missing) or not int(types) & _XID_EVENT:
                     continue
                 done = device.asker.ask(
                     "register",
                     now,
-                    lambda: nvml.nvmlDeviceRegisterEvents(device.handle, _XID_EVENT, event_set),  # noqa: B023
+                    lambda: nvml.nvmlDeviceRegisterEvents(device.handle, _XID_EVENT, event_set),  # noqa: B023 - called at once, in the same turn of the loop
                 )
                 listening = listening or not isinstance(done, Missing)
             except DeviceLost as lost:

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from chimera.backends.address import is_local
 from chimera.domain.readings import PENDING, Missing, Reading
 from chimera.domain.telemetry import LoadedModel, ServerSample, SlotState
 from chimera.domain.text import plain
@@ -17,7 +18,7 @@ from chimera.domain.text import plain
 from .llama_watch import READING, slots_of
 from .peek import NoAnswer, Peek
 from .slots import SlotMeter
-from .watching import SHORT_S, Lane, is_local
+from .watching import SHORT_S, Lane
 
 if TYPE_CHECKING:
     from chimera.backends.ollama_child import Child

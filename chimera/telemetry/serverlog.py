@@ -11,10 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from chimera.backends.address import is_local
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
-
-from .watching import is_local
 
 TELLING = (
     "forcing full prompt re-processing", "truncating input prompt", "evicting", "reducing automatic context",
@@ -92,15 +91,15 @@ def _since(lines: Iterable[str], since: float) -> list[str]:
 
 def _file() -> str:
     """The end of the log that the desktop builds keep."""
-    if sys.platform == "win32":
-        path = Path(os.environ.get("LOCALAPPDATA", "")) / "Ollama" / "server.log"
-    else:
-        path = Path.home() / ".ollama" / "logs" / "server.log"
     try:
+        if sys.platform == "win32":
+            path = Path(os.environ.get("LOCALAPPDATA", "")) / "Ollama" / "server.log"
+        else:
+            path = Path.home() / ".ollama" / "logs" / "server.log"
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
             return file.read().decode("utf-8", "replace")
-    except OSError:
+    except (OSError, RuntimeError):  # a user may have no home
         return ""
 
 

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
-from urllib.parse import urlsplit
 
 from chimera.domain.readings import Missing
 from chimera.domain.server import KEY_VARIABLE
@@ -54,12 +53,6 @@ def wants_key(answer: Answer) -> Missing | None:
     if answer.status in {401, 403} and b"disabled" not in answer.body:
         return Missing("denied", f"the server wants a key: set {KEY_VARIABLE}")
     return None
-
-
-def is_local(url: str) -> bool:
-    """The address is one of this host's own loopback addresses."""
-    host = (urlsplit(url).hostname or "").lower()
-    return host in {"localhost", "::1"} or host.startswith("127.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,7 +90,7 @@ def propose(
         else:
             chosen.append(options)
         seen.add(options)
-    rest = _rest(axes, names, seen, allowed, wanted - len(chosen), Random(_mixed(seed, cohort)))  # noqa: S311
+    rest = _rest(axes, names, seen, allowed, wanted - len(chosen), Random(_mixed(seed, cohort)))  # noqa: S311 - repeatable by its seed, no secret
     return chosen + rest
 
 

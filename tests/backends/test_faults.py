@@ -70,7 +70,7 @@ class Dialect:
                 headers = {**headers, "Content-Type": self.content_type}
             await head(status, headers, chunked=chunked, flush=flush)
 
-        exchange.head = typed  # type: ignore[method-assign]
+        exchange.head = typed  # type: ignore[method-assign]  # wraps the real one
         await answer(exchange)
 
     def typed(self, answer: Answer) -> Answer:

@@ -438,7 +438,7 @@ async def test_automatic_layers_are_measured_after_an_unload(ollama: Ollama, ser
     assert [options.num_gpu for _, options in server.loads] == [3, 19]
     await ollama.load(Options())
     assert len(server.loads) == 3
-    assert all("num_gpu" not in sent["options"] for sent in bodies(server)[1:] if "options" in sent)  # type: ignore[operator]
+    assert all("num_gpu" not in sent["options"] for sent in bodies(server)[1:] if "options" in sent)  # type: ignore[operator]  # JSON
 
 
 async def test_named_layers_are_loaded_without_an_unload(ollama: Ollama, server: ScriptedOllama) -> None:

@@ -164,7 +164,7 @@ async def test_reasoning_is_thinking(field: str) -> None:
     ],
 )
 async def test_habits_of_framing_change_nothing(habits: dict[str, bool | int]) -> None:
-    async with ScriptedOpenAI(**habits) as server:  # type: ignore[arg-type]
+    async with ScriptedOpenAI(**habits) as server:  # type: ignore[arg-type]  # each habit has its own type
         tokens, done = await asked(server)
     assert tokens == EIGHT
     assert done.completion_tokens == 8

@@ -58,6 +58,8 @@ def chimera(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["run", "--start", 'llama-server "a'], '--start llama-server "a: No closing quotation'),
         (["run", "--start", ""], "--start is empty"),
         (["sweep", "--embedded", "--seed", "-1"], "--seed"),
+        (["sweep", "--server", "http://127.0.0.1:9", "--num-ctx", "2048,x"], "--num-ctx 2048,x: 'x' is no number"),
+        (["sweep", "--server", "http://127.0.0.1:9", "--kv-cache-type", "q5"], "--kv-cache-type q5: 'q5' is none of"),
         (["sweep", "--embedded", "--budget", "inf"], "--budget inf"),
         (["sweep", "--embedded", "--rounds", "100000"], "--rounds"),
         (["agents", "--embedded", "--agents", "1000000"], "--agents 1000000: takes 1 to 256"),

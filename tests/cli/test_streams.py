@@ -56,6 +56,13 @@ def test_a_closed_stdout_is_a_sentence_and_never_another_file() -> None:
     assert json.loads(shell("chimera runs list --json").stdout)["runs"] == [], "the journal is whole"
 
 
+def test_a_closed_stdin_is_empty_and_no_terminal() -> None:
+    read = "print(sys.stdin.isatty(), sys.stdin.read())"
+    code = f"from chimera.cli.output import open_streams; import sys; open_streams(); {read}"
+    done = shell(f'"{sys.executable}" -c "{code}" <&-')
+    assert (done.stdout, done.stderr) == ("False \n", "")
+
+
 @pytest.mark.parametrize("stderr", ["2>&-", "2> >(true)"])
 def test_narration_that_nobody_can_read_takes_no_data_away(stderr: str) -> None:
     done = shell(f"chimera runs list --json {stderr}")

@@ -25,6 +25,7 @@ from chimera.backends.base import Backend
 from chimera.backends.llama_dialect import metrics_of
 from chimera.backends.ollama import Ollama
 from chimera.backends.openai import OpenAICompatible
+from chimera.cli.agents import _addresses
 from chimera.cli.agents_text import emit_agents
 from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
@@ -364,6 +365,14 @@ def test_two_instances_are_compared_with_one_and_left_as_they_were(
     assert "OLLAMA_NUM_PARALLEL=2" in run.plan["ruled_out"]["c3"], "how it gets slots is said, as it cannot be told"
     facts_of_last = [one.facts for one in journal.sessions(run.id) if one.candidate == "c2"]
     assert all(len(one["instances"]) == 2 for one in facts_of_last)
+
+
+def test_one_server_under_two_names_is_one_instance() -> None:
+    target = Target("ollama", "http://localhost:11434", "m")
+    with pytest.raises(ConfigError, match="two addresses or more"):
+        _addresses(target, ["http://localhost:11434", "http://127.0.0.1:11434/"])
+    two = ["http://127.0.0.1:11434", "http://127.0.0.1:11435"]
+    assert _addresses(target, two) == two, "the server itself is one of them"
 
 
 def test_instances_with_another_model_or_none_at_all_are_named(

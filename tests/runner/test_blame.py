@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from chimera.domain.readings import Missing
-from chimera.domain.telemetry import GpuProcess, GpuSample, GpuState, HostSample, ServerSample, Snapshot
+from chimera.domain.telemetry import GpuCounters, GpuProcess, GpuSample, GpuState, HostSample, ServerSample, Snapshot
 from chimera.runner.follow import Follower
-from chimera.runner.sampler import Sampler, session_facts, shared
+from chimera.runner.sampler import Sampler, session_facts, shared, void_as_shared
 from chimera.runner.worker import Worker
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
@@ -58,6 +58,29 @@ def test_another_program_on_the_gpu_is_told_from_the_engine() -> None:
     assert untied["foreign_gpu_percent"] == 0.0, "it may be the engine itself, seen from a container"
     assert "foreign_gpu_percent" not in session_facts([snapshot(0.0, game, pids=())], tokens=10)
     assert not shared({})
+
+
+def test_a_list_of_processes_from_outside_the_session_accuses_nobody() -> None:
+    game = GpuProcess(77, "game", sm_percent=30.0)
+    old = [snapshot(at, game, processes_at=6.0) for at in (10.0, 11.0, 12.0)]
+    assert "foreign_gpu_percent" not in session_facts(old, tokens=10), "unknown, and no verdict rests on it"
+    at_its_start = [snapshot(10.0, game, processes_at=9.5)]
+    within = [snapshot(at, processes_at=11.0) for at in (11.0, 12.0, 13.0, 14.0)]
+    before = (GpuCounters("GPU-1", 9.5, processes=(ENGINE, game)),)
+    assert session_facts([*at_its_start, *within], 10, before)["foreign_gpu_percent"] == 0.0
+    after = (GpuCounters("GPU-1", 15.0, processes=(ENGINE, game)),)
+    facts = session_facts([*at_its_start, *within], 10, before, after)
+    assert facts["foreign_gpu_percent"] == 15.0, "each list counts once, however many samples repeat it"
+    unread = (GpuCounters("GPU-1", 15.0),)
+    assert session_facts([*at_its_start, *within], 10, before, unread)["foreign_gpu_percent"] == 0.0
+
+
+def test_the_rule_for_a_shared_gpu_is_for_sessions_that_are_compared_on_one_server() -> None:
+    facts = {"foreign_gpu_percent": 30.0}
+    assert void_as_shared(facts, compared=True, crews=False)
+    assert not void_as_shared(facts, compared=False, crews=False)
+    assert not void_as_shared(facts, compared=True, crews=True)
+    assert not void_as_shared({"foreign_gpu_percent": 1.0}, compared=True, crews=False)
 
 
 def test_a_session_that_shared_the_gpu_is_void_and_repeated(

@@ -9,11 +9,15 @@ from typing import Any
 
 import pytest
 
+from chimera.domain.finding import Finding, Remedy
 from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Session, Target, Trial
+from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
+from chimera.runner import cure
 from chimera.runner.cure import aftermath
+from chimera.runner.planning import Survey
 from chimera.store.journal import Journal
 
 GOOD = Measurement(
@@ -54,6 +58,32 @@ def test_a_window_that_holds_the_prompt_ends_the_truncation(journal: Journal, br
         "context-truncation: before it is seen and 0 of 3 requests count; "
         "after it is not seen and 3 of 3 requests count"
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("before", "rounds"),
+    [
+        ([CUT], 2),
+        ([REFUSED], 2),
+        ([replace(REFUSED, role="warmup")], 2),
+        ([CUT, GOOD], 8),
+        ([replace(CUT, void_reason="foreign-client")], 8),
+        ([], 8),
+    ],
+)
+def test_rounds_that_cannot_count_are_few(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, before: list[Measurement], rounds: int
+) -> None:
+    async def known(target: Target, workload: Workload) -> Survey:
+        info = ModelInfo("m", block_count=18, trained_ctx=32768)
+        return Survey(ServerInfo("embedded", "", "1"), info, None, Options(num_ctx=4096), None, None, None)
+
+    monkeypatch.setattr(cure, "_survey", known)
+    run = tried(journal, *(("c0", one) for one in before), ("c1", GOOD), plan={})
+    remedy = Remedy("a larger window", {"num_ctx": 512})
+    [found] = cure.cures([Finding("context-truncation", "warn", "The prompt was cut.", (), remedies=(remedy,))])
+    assert cure.create_cure(journal, run, found, yes=True).plan["rules"]["screen_rounds"] == rounds
+    assert cure.create_cure(journal, run, found, yes=True, rounds=5).plan["rules"]["screen_rounds"] == 5
 
 
 def test_a_remedy_that_does_not_help_is_not_praised(journal: Journal) -> None:

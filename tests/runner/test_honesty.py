@@ -46,7 +46,7 @@ def _rows(*measured: Measured, here: Here = HERE) -> dict[str, PresetRow]:
 def _measured(name: str, **more: object) -> Measured:
     preset = next(preset for preset in guide_presets() if preset.name == name)
     base = Measured("abcd", 1.0, preset.options, preset=name, model="gemma3:latest", cards=CARD)
-    return replace(base, **more)  # type: ignore[arg-type]
+    return replace(base, **more)  # type: ignore[arg-type]  # any field of it
 
 
 def _words(row: PresetRow) -> dict[str, str]:
@@ -157,7 +157,7 @@ def test_options_that_cannot_be_set_on_a_server_are_not_claimed() -> None:
     assert first.like_default
 
 
-def _run(journal: Journal, *, base: Options = Options(), state: str = "done", digest: str | None = None) -> Run:  # noqa: B008
+def _run(journal: Journal, *, base: Options = Options(), state: str = "done", digest: str | None = None) -> Run:  # noqa: B008 - frozen, so it may be shared
     preset = guide_presets()[0]
     trials = [Trial("c0", "baseline", base), Trial("c1", "candidate", preset.options)]
     run = journal.create_run(
@@ -171,7 +171,7 @@ def _run(journal: Journal, *, base: Options = Options(), state: str = "done", di
         journal.end_session(run.id, seq, "done", facts={"vram_peak_bytes": 7e9})
     journal.set_effective(run.id, "c1", Effective(Options(num_gpu=35, num_ctx=2048)))
     journal.set_verdicts(run.id, [Verdict("c1", "c0", "decode_tok_s", "same", 1.001, (0.99, 1.01), n=8)])
-    journal.set_state(run.id, state)  # type: ignore[arg-type]
+    journal.set_state(run.id, state)  # type: ignore[arg-type]  # one of the words
     return journal.run(run.id)
 
 

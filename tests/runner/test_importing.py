@@ -283,6 +283,18 @@ def _words(journal: Journal, imported: Imported, metric: str = "decode_tok_s") -
     return {row.candidate: row.verdict for row in journal.verdicts(imported.run.id) if row.metric == metric}
 
 
+def test_a_shared_gpu_voids_imported_sessions_by_the_rule_of_our_own(journal: Journal, tmp_path: Path) -> None:
+    def states(rows: list[Row]) -> set[tuple[str, str | None]]:
+        imported = import_file(journal, _csv(tmp_path, [{**row, "foreign_gpu_percent": 40.0} for row in rows]))
+        return {(one.state, one.void_reason) for one in journal.sessions(imported.run.id)}
+
+    compared = _rounds({35: 100.0, 10: 60.0}, rounds=3)
+    assert states(compared) == {("void", "shared-gpu")}
+    assert states([row for row in compared if row["num_gpu"] == 35]) == {("done", None)}, "nothing is compared"
+    crews = [{**row, "agent": place % 2 if row["num_gpu"] == 10 else 0} for place, row in enumerate(compared)]
+    assert states(crews) == {("done", None)}, "another instance's engine would look like a stranger"
+
+
 def test_settings_with_one_effect_are_one_candidate_where_the_model_is_named(journal: Journal, tmp_path: Path) -> None:
     path = _csv(tmp_path, _rounds({60: 100.0, 80: 100.0, 120: 100.0, 10: 60.0}))
     imported = import_file(journal, path, known=GEMMA)
@@ -333,7 +345,7 @@ def test_an_effect_in_rounds_is_found_in_spite_of_a_drift(journal: Journal, tmp_
 def test_the_first_request_of_a_load_is_set_aside_where_no_role_is_told(journal: Journal, tmp_path: Path) -> None:
     rows = _rounds({10: 100.0, 20: 100.0}, requests=4)
     for place in range(0, len(rows), 4):
-        rows[place] = _request(rows[place]["num_gpu"], 20.0, load_s=3.0)  # type: ignore[arg-type]
+        rows[place] = _request(rows[place]["num_gpu"], 20.0, load_s=3.0)  # type: ignore[arg-type]  # a row holds objects
     imported = import_file(journal, _csv(tmp_path, rows))
     kept = [row.measurement for row in journal.measurements(imported.run.id)]
     assert sum(one.role == "warmup" for one in kept) == 12

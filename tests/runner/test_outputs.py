@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from chimera.backends.detect import open_backend
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Target
 from chimera.runner.outputs import PROMPT
+from chimera.runner.putback import to_its_end
 from chimera.store.journal import Journal
 from tests.backends import scripted
 from tests.backends.scripted import FakeModel, ScriptedOllama, in_thread
@@ -75,8 +79,9 @@ def test_both_answer_one_prompt_with_one_seed_and_the_server_is_put_back(
     assert b" t0" not in kept
 
 
-def test_an_end_from_outside_still_puts_the_server_back(journal: Journal) -> None:
-    with in_thread(ScriptedOllama(decode_s=0.05)) as server:
+@pytest.mark.parametrize("asks", [(signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT)])
+def test_an_end_from_outside_still_puts_the_server_back(journal: Journal, asks: tuple[signal.Signals, ...]) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.05, load_s=1.0)) as server:  # so that a second ask comes before the end
         ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
         before = loaded_as(server)
         run = compared(journal, server)
@@ -85,7 +90,9 @@ def test_an_end_from_outside_still_puts_the_server_back(journal: Journal) -> Non
             wait_until(lambda: len(asked(server)) == 1, 30)
             time.sleep(0.5)
             assert loaded_as(server) != before
-            child.send_signal(signal.SIGTERM)
+            for ask_to_end in asks:
+                child.send_signal(ask_to_end)
+                time.sleep(0.05)
             said = child.communicate(timeout=30)[1]
         assert child.returncode == 4
         assert "Traceback" not in said
@@ -152,6 +159,81 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(journal: Journal, argument
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_server_that_a_killed_run_has_changed_is_put_back_or_stays_remembered(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = compared(journal, server)
+        with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as other:
+            ask(other.url, {"model": MODEL.name, "options": {"num_ctx": 2048}, "keep_alive": "30m"})
+            before = loaded_as(other)
+            journal.remember(run.id, other.url, asyncio.run(remembered(other.url)))
+            ask(other.url, {"model": MODEL.name, "options": {"num_ctx": 512}, "keep_alive": "30m"})
+            assert loaded_as(other) != before
+            done = chimera("outputs", run.id, "--yes", "--output-tokens", "3")
+            assert done.returncode == 0, done.stderr
+            assert loaded_as(other) == before
+            assert journal.unrestored() == []
+            journal.remember(run.id, other.url, asyncio.run(remembered(other.url)))
+        gone = chimera("outputs", run.id, "--yes", "--output-tokens", "3")
+        assert gone.returncode == 3
+        assert f"{other.url} could not be put back" in gone.stderr
+        assert [one.server_url for one in journal.unrestored()] == [other.url]
+
+
+async def remembered(url: str) -> dict[str, Any]:
+    """What a run keeps of a server before it changes it."""
+    backend = open_backend(Target("ollama", url, MODEL.name))
+    try:
+        await backend.connect()
+        return await backend.remember()
+    finally:
+        await backend.close()
+
+
+def test_a_server_that_another_run_measures_is_left_to_it(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = compared(journal, server)
+        spelled = Target("ollama", server.url.replace("127.0.0.1", "localhost") + "/", MODEL.name)
+        other = _sweep(journal, spelled, [Options(num_ctx=512)], [0.2])
+        with journal.worker_lock(other.id):
+            journal.set_state(other.id, "running")
+            done = chimera("outputs", run.id, "--yes")
+        assert done.returncode == 2
+        assert f"run {other.id} measures the same server" in done.stderr
+        assert asked(server) == []
+
+
+def test_a_run_whose_answers_are_read_has_its_lock_held(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.02)) as server:
+        run = compared(journal, server)
+        command = [sys.executable, "-m", "chimera", "outputs", run.id, "--yes", "--output-tokens", "5000"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
+            wait_until(lambda: len(asked(server)) == 1, 30)
+            assert journal.is_held(run.id)
+            assert journal.unrestored() == [], "nobody else puts the server back meanwhile"
+            child.send_signal(signal.SIGINT)
+            child.wait(30)
+    assert not journal.is_held(run.id)
+
+
+async def test_what_must_be_done_is_done_however_often_an_end_is_asked_for() -> None:
+    go, done = asyncio.Event(), []
+
+    async def work() -> None:
+        await go.wait()
+        done.append(1)
+
+    task = asyncio.create_task(to_its_end(work()))
+    for _ in range(3):
+        await asyncio.sleep(0)
+        task.cancel()
+    await asyncio.sleep(0.01)
+    assert not task.done()
+    go.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done == [1]
 
 
 def test_a_run_that_goes_on_keeps_its_server(journal: Journal) -> None:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
+from chimera.domain.run import Target
 from chimera.domain.telemetry import Cost, GpuCounters, GpuInfo, GpuSample, GpuState, HostSample, Snapshot
-from chimera.runner.sampler import session_facts
+from chimera.domain.workload import Workload
+from chimera.runner import sampler
+from chimera.runner.sampler import Sampler, session_facts
+from chimera.store.blame import power_view
+from chimera.store.journal import Journal
+
+from .test_worker import journal, wait_until
+
+__all__ = ["journal"]
 
 
 def seen(at: float, calls: int, held_s: float, energy_j: float) -> Snapshot:
@@ -36,6 +48,51 @@ def test_energy_and_throttling_are_of_the_whole_session_where_its_ends_were_read
     assert facts["throttle_shares"] == {"sw-thermal": 0.25}
     assert session_facts(readings, 100, before)["energy_j"] == 40.0, "one end alone says nothing"
     assert "energy_j" not in session_facts(readings[:1], 100), "one reading is no energy, not none"
+
+
+class Growing:
+    """A collector of one GPU whose limits are known from the second look on."""
+
+    def __init__(self) -> None:
+        self.server = None
+        self.engine_pids: tuple[int, ...] = ()
+        self.quiet = False
+        self.looks = 0
+
+    def snapshot(self) -> Snapshot:
+        self.looks += 1
+        at = float(self.looks)
+        info = GpuInfo("GPU-a", 0, "A")
+        if self.looks > 1:
+            info = replace(info, power_min_w=100.0, power_max_w=400.0, power_default_w=350.0)
+        return Snapshot(at, GpuState(at, (info,), (GpuSample("GPU-a", at),)), HostSample(at))
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_is_learnt_of_a_gpu_later_is_kept_with_the_run_once(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    growing = Growing()
+    monkeypatch.setattr("chimera.telemetry.collector.Collector", lambda: growing)
+    monkeypatch.setattr(sampler, "SAMPLE_S", 0.01)
+    kept: list[object] = []
+    identify = journal.identify
+
+    def noted(run_id: str, **more: Any) -> None:
+        kept.append(more)
+        identify(run_id, **more)
+
+    monkeypatch.setattr(journal, "identify", noted)
+    run = journal.create_run("run", Target("ollama", "http://127.0.0.1:9"), Workload(), seed=1, trials=[])
+    watch = Sampler(journal, run.id)
+    watch.start()
+    wait_until(lambda: growing.looks > 4, 10)
+    watch.stop()
+    assert len(kept) == 2, "written when it changed, not with each sample"
+    (view,) = power_view(journal.run(run.id))
+    assert (view["min_w"], view["max_w"]) == (100.0, 400.0)
 
 
 def test_what_is_not_known_is_left_out() -> None:

@@ -27,6 +27,7 @@ from chimera.domain.run import Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
 from chimera.model.shape import ModelShape
+from chimera.runner import worker
 from chimera.runner.follow import Follower
 from chimera.runner.launch import start_worker
 from chimera.runner.planning import Survey, create_study, create_validation, sketch
@@ -135,7 +136,7 @@ def resumed_again_and_again(journal: Journal, kills: int, seed: int, candidates:
             before = len(done_sessions(journal, second))
             # Each life gets its share of what is left, so that the kills are spread over the whole run.
             target = min(before + (needed - before) // (kills - killed + 1), needed - 1)
-            wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]
+            wait_until(lambda target=target: len(done_sessions(journal, second)) >= target, 60)  # type: ignore[misc]  # a default binds the loop variable
             time.sleep(chance.uniform(0.0, 0.3))
             os.kill(child.pid, signal.SIGKILL)
             child.wait(10)
@@ -409,6 +410,26 @@ def test_a_sweep_is_paused_stopped_resumed_and_attached_to_at_any_point(journal:
 def loaded_as(server: ScriptedOllama) -> dict[str, Options]:
     """What is loaded, with its options."""
     return {name: runner.options for name, runner in server.loaded.items()}
+
+
+def test_a_symptom_that_cannot_be_looked_for_takes_no_verdict_away(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+
+    def broken(journal: Journal, run: Run) -> str | None:
+        kept.append(journal.run(run.id).plan.get("result"))
+        raise ValueError("a rule stumbled")
+
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker, "aftermath", broken)
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=3, confirm=False, preflight=0)
+        with journal.worker_lock(run.id):
+            assert asyncio.run(worker.Worker(journal, run).work()) == 0
+    assert journal.run(run.id).state == "done"
+    assert kept[0] is not None, "the verdict was there before"
+    assert any("could not be told: ValueError" in one.text for one in journal.events(run.id))
 
 
 def test_what_was_loaded_before_a_sweep_is_loaded_after_it(journal: Journal) -> None:

@@ -42,7 +42,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal
             if journal.is_held(run.id):
                 journal.send(run.id, "stop")
         for run_id in started:
-            wait_until(lambda run_id=run_id: not journal.is_held(run_id), 30)  # type: ignore[misc]
+            wait_until(lambda run_id=run_id: not journal.is_held(run_id), 30)  # type: ignore[misc]  # a default binds the loop variable
         journal.close()
 
 

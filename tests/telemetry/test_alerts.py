@@ -30,7 +30,7 @@ HEALTHY = GpuSample(
 
 def snapshot(at: float, sample: GpuSample = HEALTHY, **more: object) -> Snapshot:
     state = GpuState(at, (INFO,), (replace(sample, at=at),))
-    return replace(Snapshot(at, state, HostSample(at)), **more)  # type: ignore[arg-type]
+    return replace(Snapshot(at, state, HostSample(at)), **more)  # type: ignore[arg-type]  # any field of a snapshot
 
 
 def throttled(share: float, reason: str = "sw-thermal", seconds: float | None = None) -> GpuSample:

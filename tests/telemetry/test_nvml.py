@@ -445,6 +445,16 @@ def test_counters_are_read_for_the_ends_of_a_request() -> None:
     assert counters["energy_j"] > 1000
 
 
+def test_the_ends_of_a_session_tell_who_computed_on_the_gpu_also_where_lists_paused() -> None:
+    lines = play("one_gpu", ticks=25, plan={"quiet_from": 3})
+    late = last(lines)["samples"][0]
+    assert reason(late["processes"]) == "stale"
+    assert late["processes_at"] < lines[3]["t"] + lines[0]["started"], "it says when it was read"
+    (counters,) = lines[-1]["counters"]
+    (process,) = counters["processes"]
+    assert (process["pid"], process["sm_percent"]) == (os.getpid(), 85)
+
+
 def test_temperature_follows_the_known_curve() -> None:
     lines = play("heating", ticks=30, t0=40, t_end=83, tau=10)[:-1]
     for line in lines:

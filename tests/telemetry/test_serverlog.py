@@ -69,6 +69,15 @@ def test_a_journal_that_cannot_be_asked_is_no_log(
     assert ollama_log(0) == []
 
 
+def test_a_user_without_a_home_has_no_log(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert ollama_log(0) == []
+
+
 def test_lines_are_neutralised_told_once_and_few() -> None:
     assert telling(["evicting \x1b[31mred", "evicting \x1b[31mred", "hello"]) == ["evicting red"]
     assert len(telling(f"evicting {i}" for i in range(100))) == 20

@@ -124,7 +124,7 @@ async def test_read_only_changes_nothing() -> None:
 async def test_the_server_is_picked_and_then_its_model() -> None:
     app = QuietApp(UiOptions())
     asked: list[ServerInfo] = []
-    app.ask_models = asked.append  # type: ignore[method-assign, assignment]
+    app.ask_models = asked.append  # type: ignore[method-assign, assignment]  # the test listens
     async with app.run_test() as pilot:
         app.post_message(ServersFound((OLLAMA,), ""))
         await pilot.pause()
@@ -185,13 +185,13 @@ async def test_charts_freeze_and_change_their_span() -> None:
         board = app.board
         assert board is not None
         panel = board.query_one("#throughput")
-        before = panel.window_s  # type: ignore[attr-defined]
+        before = panel.window_s  # type: ignore[attr-defined]  # a chart panel
         await pilot.press("plus")
-        assert panel.window_s > before  # type: ignore[attr-defined]
+        assert panel.window_s > before  # type: ignore[attr-defined]  # a chart panel
         await pilot.press("minus", "minus")
-        assert panel.window_s < before  # type: ignore[attr-defined]
+        assert panel.window_s < before  # type: ignore[attr-defined]  # a chart panel
         await pilot.press("f")
-        assert panel.frozen  # type: ignore[attr-defined]
+        assert panel.frozen  # type: ignore[attr-defined]  # a chart panel
 
 
 async def test_the_rate_on_the_screen_is_the_workers_own() -> None:

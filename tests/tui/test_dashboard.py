@@ -27,7 +27,7 @@ OLLAMA = ServerInfo("ollama", "http://127.0.0.1:11434", "0.33.0")
 
 
 def seen(rate: float = 42.0, **more: object) -> ServerSample:
-    return replace(data.server_sample(), rate=rate, at=time.monotonic(), **more)  # type: ignore[arg-type]
+    return replace(data.server_sample(), rate=rate, at=time.monotonic(), **more)  # type: ignore[arg-type]  # any field of a sample
 
 
 def hot() -> SnapshotTaken:
@@ -37,9 +37,9 @@ def hot() -> SnapshotTaken:
 
 
 async def painted(app: QuietApp, pilot: object) -> str:
-    await pilot.pause()  # type: ignore[attr-defined]
+    await pilot.pause()  # type: ignore[attr-defined]  # a Pilot
     app.paint()
-    await pilot.pause()  # type: ignore[attr-defined]
+    await pilot.pause()  # type: ignore[attr-defined]  # a Pilot
     return screen_text(app)
 
 
@@ -117,7 +117,7 @@ async def test_the_parts_of_memory_reach_the_panel() -> None:
 async def test_another_loaded_model_makes_the_server_be_asked_again() -> None:
     app = QuietApp(UiOptions())
     asked: list[Target] = []
-    app._inspect = asked.append  # type: ignore[method-assign, assignment]
+    app._inspect = asked.append  # type: ignore[method-assign, assignment]  # the test listens
     async with app.run_test() as pilot:
         app.post_message(ServersFound((OLLAMA,), ""))
         app.post_message(ServerSeen(seen()))
@@ -176,7 +176,7 @@ async def test_c_shows_other_readings_and_comes_back_to_requests() -> None:
         titles = []
         for _ in TRENDS:
             await pilot.press("c")
-            titles.append(str(app.board.query_one(TrendChart).border_title))  # type: ignore[union-attr]
+            titles.append(str(app.board.query_one(TrendChart).border_title))  # type: ignore[union-attr]  # the board is there
             assert titles[-1] in await painted(app, pilot)
         assert len(set(titles)) == len(TRENDS)
         await pilot.press("c")

@@ -299,7 +299,7 @@ def test_a_run_that_is_looked_at_stays_while_another_goes_on(journal: Journal) -
 
     def wait(reached: object) -> None:
         deadline = time.monotonic() + 10
-        while not reached() and time.monotonic() < deadline:  # type: ignore[operator]
+        while not reached() and time.monotonic() < deadline:  # type: ignore[operator]  # a function
             time.sleep(0.02)
 
     try:

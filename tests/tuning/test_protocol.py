@@ -146,7 +146,7 @@ def test_a_search_begins_with_the_preflight_and_then_asks_for_its_first_cohort()
 def test_cohorts_are_compared_through_the_baseline_when_the_machine_slowed_down_between_them() -> None:
     class Slowing(Source):
         def finish(self, session: Session, before: object) -> Outcome:
-            one = super().finish(session, before)  # type: ignore[arg-type]
+            one = super().finish(session, before)  # type: ignore[arg-type]  # passed on as it came
             slow = 0.3 if session.phase == "screen" and session.round > 6 else 0.0
             return replace(one, costs={metric: cost + slow for metric, cost in one.costs.items()})
 
@@ -247,7 +247,7 @@ def test_a_round_is_repeated_for_heat_at_most_twice_and_then_counts() -> None:
 def test_set_aside_values_never_reach_a_verdict() -> None:
     class Poisoned(Source):
         def finish(self, session: Session, before: object) -> Outcome:
-            one = super().finish(session, before)  # type: ignore[arg-type]
+            one = super().finish(session, before)  # type: ignore[arg-type]  # passed on as it came
             poison = 5.0 if one.hot and session.candidate == "c1" else 0.0
             return replace(one, costs={metric: cost + poison for metric, cost in one.costs.items()})
 
@@ -284,7 +284,7 @@ def grid_plan(**rules: object) -> Plan:
         Trial(f"c{place}", "candidate", Options(num_gpu=layers, num_ctx=context))
         for place, (layers, context) in enumerate(points, start=1)
     ]
-    return Plan((Trial("c0", "baseline", Options(num_ctx=2048)), *candidates), **rules)  # type: ignore[arg-type]
+    return Plan((Trial("c0", "baseline", Options(num_ctx=2048)), *candidates), **rules)  # type: ignore[arg-type]  # any field of a plan
 
 
 @pytest.mark.parametrize("seed", range(8))

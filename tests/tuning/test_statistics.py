@@ -35,7 +35,7 @@ from chimera.tuning.statistics import (
 
 def request(rate: float = 100.0, ttft: float = 0.2, **more: object) -> Measurement:
     base = Measurement("measure", 0.0, 1.0, ttft_s=ttft, decode_tok_s=rate)
-    return replace(base, **more)  # type: ignore[arg-type]
+    return replace(base, **more)  # type: ignore[arg-type]  # any field of it
 
 
 # One session

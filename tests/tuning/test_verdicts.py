@@ -45,7 +45,7 @@ def test_the_better_one_is_called_better_by_its_confirmation_rounds() -> None:
 def test_a_winner_of_the_screening_by_luck_is_not_better() -> None:
     class Lucky(Source):
         def finish(self, session: Session, before: object) -> Outcome:
-            one = super().finish(session, before)  # type: ignore[arg-type]
+            one = super().finish(session, before)  # type: ignore[arg-type]  # passed on as it came
             luck = 0.2 if session.phase == "screen" and session.candidate == "c2" else 0.0
             return replace(one, costs={metric: cost - luck for metric, cost in one.costs.items()})
 

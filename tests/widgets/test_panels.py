@@ -69,7 +69,7 @@ def tones(panel: Panel, words: str) -> set[str]:
 def gpu(**changes: object) -> GpuPanel:
     panel = GpuPanel()
     state = data.gpus()
-    panel.update(replace(state, samples=(replace(state.samples[0], **changes),)))  # type: ignore[arg-type]
+    panel.update(replace(state, samples=(replace(state.samples[0], **changes),)))  # type: ignore[arg-type]  # any field of a sample
     return panel
 
 
@@ -200,7 +200,7 @@ def throughput() -> Panel:
 def trials() -> Panel:
     panel = TrialTable()
     view = data.TRIALS[0]
-    trial = replace(view.trial, candidate=HOSTILE, requested=Options(kv_cache_type=HOSTILE))  # type: ignore[arg-type]
+    trial = replace(view.trial, candidate=HOSTILE, requested=Options(kv_cache_type=HOSTILE))  # type: ignore[arg-type]  # as a server may say it
     panel.update([replace(view, trial=trial, note=HOSTILE), data.TRIALS[1]])
     return panel
 
@@ -230,7 +230,7 @@ def test_no_gpu_says_why() -> None:
 def test_every_missing_reading_gives_its_reason_and_no_zero() -> None:
     readings = [each.name for each in fields(GpuSample) if each.type in ("Reading", "tuple[GpuProcess, ...] | Missing")]
     panel = GpuPanel()
-    sample = GpuSample(uuid="GPU-0", at=100.0, **dict.fromkeys(readings, UNSUPPORTED))  # type: ignore[arg-type]
+    sample = GpuSample(uuid="GPU-0", at=100.0, **dict.fromkeys(readings, UNSUPPORTED))  # type: ignore[arg-type]  # names of its readings
     panel.update(replace(data.gpus(), samples=(sample,)))
     for height in (16, 5, 2):
         shown = text(panel, 56, height)

@@ -73,8 +73,8 @@ def _as_columns(row: Row, width: int) -> list[tuple[str, str]]:
 
 @given(SPANS, SPANS)
 def test_changed_columns_cover_every_difference(old: list[tuple[str, str]], new: list[tuple[str, str]]) -> None:
-    before: Row = tuple(Span(text, tone) for text, tone in old)  # type: ignore[arg-type]
-    after: Row = tuple(Span(text, tone) for text, tone in new)  # type: ignore[arg-type]
+    before: Row = tuple(Span(text, tone) for text, tone in old)  # type: ignore[arg-type]  # any word stands for a tone
+    after: Row = tuple(Span(text, tone) for text, tone in new)  # type: ignore[arg-type]  # any word stands for a tone
     found = changed_columns(before, after)
     width = max(row_cells(before), row_cells(after))
     pairs = zip(_as_columns(before, width), _as_columns(after, width), strict=True)

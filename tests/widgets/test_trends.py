@@ -32,8 +32,8 @@ def test_several_gpus_are_one_curve_and_a_sum_without_one_of_them_is_a_gap() -> 
     whole = snapshot(2)
     first, second = whole.gpus.samples
     values = readings(whole)
-    assert values["temp"] == max(first.temperature_c, second.temperature_c)  # type: ignore[type-var]
-    assert values["power"] == first.power_w + second.power_w  # type: ignore[operator]
+    assert values["temp"] == max(first.temperature_c, second.temperature_c)  # type: ignore[type-var]  # numbers here
+    assert values["power"] == first.power_w + second.power_w  # type: ignore[operator]  # numbers here
     lost = replace(second, power_w=UNTOLD, utilization=UNTOLD, temperature_c=UNTOLD)
     half = readings(replace(whole, gpus=replace(whole.gpus, samples=(first, lost))))
     assert half["power"] is None

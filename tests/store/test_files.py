@@ -1,0 +1,60 @@
+"""Files that are read whole or refused, and written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from chimera.store.files import Unreadable, read_plain, whole, write_whole
+
+
+def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_whole(path, "höhe\n", 0o600)
+    assert path.read_bytes() == "höhe\n".encode()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600 or os.name == "nt"
+    with pytest.raises(UnicodeEncodeError):
+        write_whole(path, "\ud800")
+    with pytest.raises(KeyboardInterrupt):
+        _cut_short(path)
+    assert path.read_bytes() == "höhe\n".encode()
+    assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
+
+
+def _cut_short(path: Path) -> None:
+    with whole(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_two_that_write_one_file_do_not_mix(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with whole(path) as first, whole(path) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_no_plain_file_or_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"12345")
+    assert read_plain(path, 5) == b"12345"
+    with pytest.raises(Unreadable, match="over 0 MiB"):
+        read_plain(path, 4)
+    with pytest.raises(Unreadable, match="not a plain file"):
+        read_plain(tmp_path, 5)
+    with pytest.raises(Unreadable, match="no such file"):
+        read_plain(tmp_path / "absent", 5)
+    with pytest.raises(Unreadable, match="cannot be read"):
+        read_plain(Path("a\0b"), 5)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Unreadable, match="not a plain file"):
+        read_plain(tmp_path / "pipe", 5)
