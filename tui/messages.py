@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from textual.message import Message
 
 from chimera.domain.readings import Reading
-from chimera.domain.run import Target
+from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
@@ -87,7 +87,8 @@ class LeftChanged(Message):
 
 
 @dataclass
-class RunBegun(Message):
-    """A run was started that is to be followed."""
+class Worked(Message):
+    """The run that is being worked on, whoever started it, is another one or in another stage."""
 
-    run_id: str
+    run: Run | None
+    progress: Progress | None

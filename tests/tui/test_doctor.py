@@ -25,14 +25,15 @@ from chimera.runner.follow import Update
 from chimera.store.journal import Journal
 from chimera.telemetry import serverlog
 from chimera.telemetry.loaded import Loaded
-from chimera.tui import feeds
-from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
+from chimera.tui import commands, feeds
+from chimera.tui.commands import Said
+from chimera.tui.messages import RunChanged, SnapshotTaken, Told
 from chimera.tui.screens import doctor
 from chimera.tui.screens.ask import Answer, Ask
 from chimera.tui.screens.doctor import Doctor, Examined
 from tests.widgets.screens import screen_text
 
-from .quiet import QuietApp, snapshot, until, update
+from .quiet import QuietApp, notes, snapshot, until, update
 
 RATE = Evidence(
     "decode rate", 40.0, threshold=85.0, window_s=60.0, unit="tok/s", via="own timings",
@@ -135,9 +136,7 @@ async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_g
     begun: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = QuietApp()
-    heard: list[Message] = []
-    monkeypatch.setattr(app, "post", heard.append)
-    monkeypatch.setattr(doctor, "start", lambda post, command: post(RunBegun("zhes")))
+    monkeypatch.setattr(commands, "ask_chimera", lambda *arguments: Said(0, '{"run": {"id": "zhes"}}', ""))
     async with app.run_test(size=(120, 40)) as pilot:
         app.post_message(RunChanged(judged(OFFLOAD)))
         await pilot.press("d")
@@ -150,7 +149,7 @@ async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_g
         thread = threading.Thread(target=begun[0][1])
         thread.start()
         await asyncio.to_thread(thread.join)
-    assert [one.run_id for one in heard if isinstance(one, RunBegun)] == ["zhes"]
+        await until(pilot, lambda: app.journal._follow == "zhes")
 
 
 async def test_the_key_of_an_answer_means_nothing_below_the_question() -> None:
@@ -270,14 +269,14 @@ def test_the_bundle_key_writes_both_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert posted[-1].level == "error"
 
 
-def test_a_command_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    posted: list[Message] = []
-    doctor.start(posted.append, ["doctor", "--apply", "1", "--detach", "--json"])
-    [message] = posted
-    assert isinstance(message, Told)
-    assert "There is no run" in message.text
-    assert not isinstance(message, RunBegun)
+    said = commands.ask_chimera("doctor", "--apply", "1", "--detach", "--json")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        assert app.begun(said) is None
+        await until(pilot, lambda: "There is no run" in notes(app))
+    assert app.journal._follow is None
 
 
 def test_text_from_servers_is_no_markdown_on_the_page() -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from chimera.domain.verdict import Verdict
 from chimera.errors import BackendUnavailable
 from chimera.presets.loader import guide_presets
 from chimera.runner.honesty import Here, Measured, preset_rows
-from chimera.tui import feeds
+from chimera.tui import commands, feeds
+from chimera.tui.commands import Said
 from chimera.tui.messages import RunChanged, ServersFound
 from chimera.tui.screens import presets
 from chimera.tui.screens.ask import Ask
@@ -59,7 +60,15 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Ca
     monkeypatch.delenv("CHIMERA_DB", raising=False)
     monkeypatch.chdir(tmp_path)
     kept: list[tuple[str, Callable[[], None]]] = []
-    monkeypatch.setattr(feeds, "begin", lambda name, post, work: kept.append((name, work)))
+    real = feeds.begin
+
+    def begin(name: str, post: feeds.Post, work: Callable[[], None]) -> None:
+        if name in presets.WAITS:
+            real(name, post, work)
+        else:
+            kept.append((name, work))
+
+    monkeypatch.setattr(feeds, "begin", begin)
     return kept
 
 
@@ -191,7 +200,7 @@ async def test_one_key_leads_back_however_many_screens_were_seen() -> None:
 
 async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line((0, PLAN, ""), (0, {"run": {"id": "abcd"}}, ""))
-    monkeypatch.setattr(presets, "ask_chimera", line)
+    monkeypatch.setattr(commands, "ask_chimera", line)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         screen = await opened(app, pilot)
@@ -210,13 +219,13 @@ async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch:
 
 
 async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = asyncio.Event()
+    answer = threading.Event()
 
-    async def slow(*arguments: str) -> tuple[int, str, str]:
-        await answer.wait()
-        return 0, json.dumps(PLAN), ""
+    def slow(*arguments: str) -> Said:
+        answer.wait(10)
+        return Said(0, json.dumps(PLAN), "")
 
-    monkeypatch.setattr(presets, "ask_chimera", slow)
+    monkeypatch.setattr(commands, "ask_chimera", slow)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, pilot)
@@ -230,7 +239,7 @@ async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPat
 
 async def test_a_no_starts_nothing_and_a_failed_plan_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line((0, PLAN, ""), (3, None, "looking …\nNothing answers there."))
-    monkeypatch.setattr(presets, "ask_chimera", line)
+    monkeypatch.setattr(commands, "ask_chimera", line)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, pilot)

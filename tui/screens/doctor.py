@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +15,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Markdown, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -35,14 +31,15 @@ from chimera.widgets.keys import KeyBar
 from chimera.widgets.log import SIGNS
 
 from .. import feeds
-from ..messages import RunBegun, Told
+from ..feeds import Post
+from ..messages import Told
 from .ask import Answer, Ask
+from .base import AppScreen
 
 if TYPE_CHECKING:
     from chimera.runner.cure import Cure
     from chimera.telemetry.loaded import Loaded
 
-    from ..app import ChimeraApp
     from ..state import LiveState
 
 LOG_S = 600.0
@@ -50,7 +47,6 @@ LOG_S = 600.0
 LOOK_S = 5.0
 """Between two looks at this moment, where no run tells what it found."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~])")
-Post = Callable[[Message], object]
 
 
 @dataclass
@@ -63,7 +59,7 @@ class Examined(Message):
     of_last: tuple[Finding, ...] = ()
 
 
-class Doctor(Screen[None]):
+class Doctor(AppScreen):
     """Findings of the followed run, or of this moment where none goes on."""
 
     CSS_PATH = "doctor.tcss"
@@ -83,10 +79,9 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     ]
 
     def __init__(self, state: LiveState) -> None:
-        super().__init__()
+        super().__init__(state)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
-        self._state = state
         self._log = ServiceLog(LOG_S)
         self._now: tuple[Finding, ...] | None = None
         self._last: Run | None = None
@@ -110,20 +105,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     def on_mount(self) -> None:
         """Show what is known."""
-        # Kept: a thread that ends after the screen has gone finds no way up from it any more.
-        self._tell = self.chimera.post
         self.query_one("#findings").focus()
         self.paint(self._state, time.monotonic())
 
     # What there is ---------------------------------------------------------------------------------------------------
-
-    @property
-    def chimera(self) -> ChimeraApp:
-        """The app, by its own type."""
-        from ..app import ChimeraApp
-
-        assert isinstance(self.app, ChimeraApp)
-        return self.app
 
     @property
     def run(self) -> Run | None:
@@ -156,11 +141,11 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             # A defect in there is told, and ends no more than this look.
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
-            before = self._now or ()
+            before, post = self._now or (), self.poster()
             feeds.begin(
                 "examination",
-                self._post,
-                lambda: examine(self._post, recent, loaded, offset, target, before, self._log),
+                post,
+                lambda: examine(post, recent, loaded, offset, target, before, self._log),
             )
         found = self.findings()
         about = self._about(found)
@@ -171,14 +156,6 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if found != self._shown:
             self._list(found or ())
             self._shown = found
-
-    def _post(self, message: Message) -> None:
-        """From a thread, which may outlive the screen."""
-        if isinstance(message, Examined):
-            if self.is_attached:
-                self.post_message(message)
-        else:
-            self._tell(message)
 
     @on(Examined)
     def _examined(self, message: Examined) -> None:
@@ -280,6 +257,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if run.state not in ENDED:
             self.notify(f"Run {run.id} goes on: a remedy is tried when it has ended.", markup=False)
             return
+        if self.chimera.must_wait("a remedy is tried"):
+            return
         asks = run.target.kind not in {"embedded"} and run.target.url is not None and not self._state.reload_agreed
         warning = " The server reloads its model for it; its settings are put back at the end." if asks else ""
         answer = await self.app.push_screen_wait(
@@ -296,10 +275,11 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if answer is None or answer == "no":
             return
         self._state.reload_agreed = self._state.reload_agreed or asks
-        command = ["doctor", run.id, "--apply", answer, "--detach", "--json", "--yes"]
         self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
-        # A process of its own: planning a comparison loads what this one does without.
-        feeds.begin("remedy", self._post, lambda: start(self._post, command))
+        self.chimera.command(
+            "remedy", "doctor", run.id, "--apply", answer, "--detach", "--json", "--yes",
+            then=self.chimera.begun, goes_on="A remedy is being started",
+        )  # fmt: skip
         self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
@@ -308,9 +288,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         target = self._state.target
         if self._may_not():
             return
-        if target is None or self._state.running:
-            words = "A run goes on." if self._state.running else "No server: press m to pick one."
-            self.notify(f"No heat check now. {words}", markup=False)
+        if target is None:
+            self.notify("No heat check now. No server: press m to pick one.", markup=False)
+            return
+        if self.chimera.must_wait("a heat check can start"):
             return
         answer = await self.app.push_screen_wait(
             Ask(
@@ -327,8 +308,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if answer in {None, "no"}:
             return
         self.chimera.tell(f"heat check of {answer} minutes …")
-        command = ["doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target)]
-        feeds.begin("heat check", self._post, lambda: start(self._post, command))
+        self.chimera.command(
+            "heat check", "doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target),
+            then=self.chimera.begun, goes_on="A heat check is being started",
+        )  # fmt: skip
         self.dismiss()
 
     def _may_not(self) -> bool:
@@ -341,8 +324,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         run = self.run
         path = Path.cwd() / f"chimera-evidence-{time.strftime('%Y%m%d-%H%M%S')}.md"
         recent, loaded, offset = tuple(self._state.recent), self._state.watched.loaded, self._state.epoch
-        run_id = run.id if run is not None else None
-        feeds.begin("bundle", self._post, lambda: write(self._post, path, run_id, recent, loaded, offset))
+        run_id, post = run.id if run is not None else None, self.poster()
+        feeds.begin("bundle", post, lambda: write(post, path, run_id, recent, loaded, offset))
 
 
 def _place(target: Target) -> list[str]:
@@ -400,19 +383,6 @@ def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
     with Journal.open() as journal:
         run = last_run(journal, target)
         return run, tuple(journal.findings(run.id)) if run is not None else ()
-
-
-def start(post: Post, command: Sequence[str]) -> None:
-    """Start a run by a command of our own that returns at once, and follow it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "chimera", *command],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=600,
-    )  # fmt: skip
-    try:
-        post(RunBegun(str(json.loads(done.stdout)["run"]["id"])))
-    except (ValueError, KeyError, TypeError):
-        lines = done.stderr.strip().splitlines()
-        post(Told(plain(lines[-1]) if lines else "the run could not be started", "error"))
 
 
 def write(

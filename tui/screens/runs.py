@@ -290,14 +290,14 @@ repeated. `e` writes every request into a file.
         if run is None:
             return
         if run.state in RESUMABLE and not self.chimera.options.read_only:
-            other = self._state.update.run.id if self._state.running and self._state.update else None
+            other = self._state.at_work
             answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
             if other is not None:
                 answers = []  # two at once would measure each other
             answer = await self.app.push_screen_wait(
                 Ask(
                     f"Run {run.id} is {run.state}."
-                    + (f" Run {other} goes on: this one can be resumed when that has ended." if other else ""),
+                    + (f" Run {other.id} goes on: this one can be resumed when that has ended." if other else ""),
                     (*answers, Answer("s", "show", "only show it on the dashboard"), Answer("n", "no", "neither")),
                     title="Resume",
                 )
