@@ -27,6 +27,7 @@ from chimera.domain.run import Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 from chimera.telemetry.loaded import changed_models
+from chimera.widgets import format
 
 from . import commands, feeds, requests, screens
 from .commands import Answered, Said
@@ -191,6 +192,8 @@ class ChimeraApp(App[None]):
         state = self.state
         state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
         state.recent.append(message.snapshot)
+        if state.at_work is None:  # else they are those of a run of ours
+            state.starts += message.starts
         state.book.own_pids = frozenset(state.watched.engine_pids)
         for alert in state.book.see(message.snapshot):
             self.log_line(alert.title, "error" if alert.severity == "error" else "warn")
@@ -267,7 +270,7 @@ class ChimeraApp(App[None]):
         self._watch()
 
     @on(LeftChanged)
-    @work(exit_on_error=False, group="ask")
+    @work(exit_on_error=False, group="left")
     async def _left_changed(self, message: LeftChanged) -> None:
         if self.options.read_only:
             return
@@ -363,6 +366,7 @@ class ChimeraApp(App[None]):
 
     def tell(self, text: str, level: str = "info") -> None:
         """A line in the log; problems also as a note that is seen from every screen, news where the log is not."""
+        text = format.homely(text)
         self.log_line(text, level)
         if level in NOTES and (level != "notice" or not isinstance(self.screen, Dashboard)):
             self.notify(plain(text), severity=NOTES[level], markup=False, timeout=8)
@@ -372,6 +376,7 @@ class ChimeraApp(App[None]):
     def choose(self, target: Target) -> None:
         """The next run goes there."""
         self.state.target = target
+        self.state.starts.clear()
         self._inspect(target)
         server = self.state.server
         if server is not None:
@@ -384,7 +389,8 @@ class ChimeraApp(App[None]):
             return
         preset = requests.preset_on(digit)
         if preset is None:
-            self.notify(f"No preset on {digit}: put one into {requests.preset_folder()}.", markup=False)
+            folder = format.homely(str(requests.preset_folder()))
+            self.notify(f"No preset on {digit}: put one into {folder}.", markup=False)
         else:
             self.run_preset(preset)
 
@@ -530,9 +536,8 @@ class ChimeraApp(App[None]):
 
                 if ends_with_login():
                     self.farewell += "\nThis system ends your processes at logout: the run ends with your login."
-        self.farewell = "\n".join(
-            [*self.farewell.splitlines(), *(f"{one}." for one in self.state.working.values() if one)]
-        )
+        goes_on = [f"{words}." for words in self.state.working.values() if words]
+        self.farewell = "\n".join([*self.farewell.splitlines(), *goes_on])
         self.exit()
 
     def may_not(self, what: str) -> bool:
@@ -553,8 +558,11 @@ class ChimeraApp(App[None]):
         yield from super().get_system_commands(screen)
         for preset in requests.presets():
             key = f" (key {preset.digit})" if preset.digit else ""
-            about = str(preset.options)
-            yield SystemCommand(f"Run {preset.title}{key}", about, lambda one=preset: self.run_preset(one))
+            title, about = (
+                plain(text).replace("[", "\\[")  # the palette takes them as markup
+                for text in (f"Run {preset.title}{key}", str(preset.options))
+            )
+            yield SystemCommand(title, about, lambda one=preset: self.run_preset(one))
         for _, one in self._bindings:
             if one.id in PALETTE and self.check_action(one.action, ()):
                 about = f"{one.tooltip} (key {one.key if one.key.isalpha() else self.get_key_display(one)})"

@@ -104,11 +104,13 @@ class TelemetryFeed:
 
     def run(self) -> None:
         """Until the app ends."""
+        from chimera.diagnosis.evidence import EngineStart
+        from chimera.runner.sampler import Engines
         from chimera.telemetry.collector import Collector
         from chimera.telemetry.roof import decode_roof
         from chimera.telemetry.vram import vram_parts
 
-        collector = Collector()
+        collector, engines = Collector(), Engines()
         try:
             while True:
                 began = time.monotonic()
@@ -118,7 +120,9 @@ class TelemetryFeed:
                 snapshot = collector.snapshot()
                 parts = vram_parts(snapshot.gpus, watched.loaded, snapshot.server, watched.engine_pids)
                 roof = decode_roof(snapshot.gpus, watched.loaded, snapshot.server, parts)
-                self._post(SnapshotTaken(snapshot, parts, roof))
+                fresh = engines.fresh(snapshot.server)
+                starts = tuple(EngineStart(time.time(), pid, flags) for pid, flags in fresh)
+                self._post(SnapshotTaken(snapshot, parts, roof, starts))
                 if self._left.wait(max(0.05, self.interval_s - (time.monotonic() - began))):
                     return
         finally:
@@ -150,17 +154,21 @@ class JournalFeed:
         self._asked.put(work)
         self._woken.set()
 
-    def read(self, name: str, work: Callable[[Journal], None]) -> None:
-        """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that."""
+    def read(self, name: str, work: Callable[[Journal], None], then: Callable[[], object] = lambda: None) -> None:
+        """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that.
+
+        `then` is called at its end, however that came.
+        """
 
         def guarded() -> None:
-            self._opened.wait()
-            if self._journal is None or self._left:
-                return  # why there is none was told
             try:
-                work(self._journal)
+                self._opened.wait()
+                if self._journal is not None and not self._left:  # why there is none was told
+                    work(self._journal)
             except ChimeraError as error:
                 self._post(Told(str(error), "error"))
+            finally:
+                then()
 
         begin(name, self._post, guarded)
 
@@ -236,11 +244,11 @@ class JournalFeed:
         now, before = time.monotonic(), self._worked
         if now - self._worked_at < WORK_S:
             return
-        changes = journal.changes()
+        self._worked_at, changes = now, journal.changes()
         # A worker that dies writes nothing: what was worked on is looked at again in any case.
         if before is not None and before.run is None and changes == self._changes:
             return
-        self._worked_at, self._changes = now, changes
+        self._changes = changes
         run = _worked_on(journal)
         progress = journal.progress(run.id) if run is not None and run.state == "running" else None
         worked = Worked(run, progress)

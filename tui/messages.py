@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from textual.message import Message
 
+from chimera.diagnosis.evidence import EngineStart
 from chimera.domain.readings import Reading
 from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
@@ -24,6 +25,8 @@ class SnapshotTaken(Message):
     """What fills each GPU's memory, by UUID."""
     roof: Reading | None = None
     """What the bandwidth allows, tokens a second."""
+    starts: tuple[EngineStart, ...] = ()
+    """Engines of the server that were not there before."""
 
 
 @dataclass

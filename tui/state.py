@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from chimera.diagnosis.evidence import EngineStart
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.run import ENDED, Progress, Run, RunState, Target
@@ -25,6 +26,7 @@ Known = tuple[str, str | None, str | None]
 Ended = tuple[str, RunState, float | None]
 """A run at an end of its; it may be resumed, and then has another one."""
 RECENT = 600
+STARTS = 20
 
 
 def _key(target: Target) -> Known:
@@ -59,6 +61,8 @@ class LiveState:
     snapshot: Snapshot | None = None
     recent: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last ten minutes, for the Doctor."""
+    starts: deque[EngineStart] = field(default_factory=lambda: deque(maxlen=STARTS))
+    """The last engines that the server for the next run has started, for others than a run of ours."""
     seen: ServerSample | None = None
     """The newest look at the server, oftener than the snapshot's."""
     parts: Mapping[str, VramParts] = field(default_factory=dict)
@@ -224,9 +228,10 @@ class LiveState:
     def rates(self) -> list[float]:
         """Decode rates of the followed run's valid measurements, the server's clock where it tells.
 
-        None while several agents are at work: theirs are each for itself, the rate that is shown is of all together.
+        None of a run with several agents, also between its sessions: theirs are each for itself, the rate that is shown
+        is of all together.
         """
-        if self.progress is not None and len(self.progress.lanes) > 1:
+        if self.update is not None and self.update.run.several:
             return []
         return [one.rate for one in self.measurements if one.valid and one.rate is not None]
 

@@ -445,6 +445,7 @@ async def test_a_start_in_work_is_followed_from_another_screen_and_named_to_who_
         await until(pilot, lambda: held.asked)
         await pilot.press("d")
         await until(pilot, lambda: isinstance(app.screen, Doctor))
+        monkeypatch.setattr(app, "exit", lambda: None)
         await app.action_quit()
         assert app.farewell == "A comparison is being started."
         held.free.set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from textual.message import Message
 from textual.screen import Screen
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 class AppScreen(Screen[None]):
     """A screen over the live state, with threads that may outlive it."""
 
+    PANELS: ClassVar[tuple[str, ...]] = ()
+    """What it paints, as CSS names it."""
+
     def __init__(self, state: LiveState) -> None:
         super().__init__()
         self._state = state
@@ -30,6 +33,11 @@ class AppScreen(Screen[None]):
 
         assert isinstance(self.app, ChimeraApp)
         return self.app
+
+    @property
+    def has_panels(self) -> bool:
+        """Its panels are there: a message may come between the screen's mounting and theirs, or after their end."""
+        return all(self.query(panel) for panel in self.PANELS)
 
     def poster(self) -> Post:
         """What a thread of this screen tells it with, which also works when the screen, or the app, has gone."""

@@ -20,6 +20,7 @@ from chimera.domain.run import ENDED, Target
 from chimera.domain.text import plain
 from chimera.errors import ChimeraError
 from chimera.presets.loader import all_presets, user_folder
+from chimera.widgets import format
 from chimera.widgets.keys import KeyBar
 from chimera.widgets.listing import Listing, Page
 from chimera.widgets.presets import preset_line, preset_page
@@ -64,6 +65,7 @@ class Presets(AppScreen):
     """A list, and the preset under its cursor."""
 
     CSS_PATH = "presets.tcss"
+    PANELS = ("#list", "#page", "#files")
     AUTO_FOCUS = "#list"
     HELP: ClassVar[str | None] = """\
 ## Presets
@@ -92,7 +94,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def compose(self) -> ComposeResult:
         """The list beside the page, or above it; broken files below."""
         with Container(id="both"):
-            presets = Listing(id="list")
+            presets = Listing(id="list", empty="reading the files …")
             presets.border_title = "Presets"
             yield presets
             yield Page(id="page", hint="PgDn")
@@ -101,7 +103,6 @@ the server clamps; presets with the same effect on this model are named. Its aut
 
     def on_mount(self) -> None:
         """Read the files, and ask what is true of them."""
-        self.query_one("#list", Listing).update((), self._row, empty="reading the files …")
         post = self.poster()
         feeds.begin("presets", post, lambda: read(post))
         self.paint(self._state, 0.0)
@@ -111,9 +112,10 @@ the server clamps; presets with the same effect on this model are named. Its aut
         self._state = state
         self._waits()
         ended = state.update.run.id if state.update is not None and state.update.run.state in ENDED else None
-        if self._judged == (state.target, ended):
+        judged = (state.target, state.explanation if state.target is None else ended)
+        if self._judged == judged:
             return
-        self._judged = (state.target, ended)
+        self._judged = judged
         if state.target is None:
             self._where = f"{plain(state.explanation)} m picks a server."
             self._show()
@@ -124,9 +126,10 @@ the server clamps; presets with the same effect on this model are named. Its aut
     @on(Read)
     def _read(self, message: Read) -> None:
         self._presets = {one.name: one for one in message.presets}
-        lines = [f"▲ {problem}" for problem in message.problems]
+        lines = [f"▲ {format.homely(problem)}" for problem in message.problems]
         if all(one.origin == "guide" for one in message.presets) and not lines:
-            lines = [f"Your own are TOML files in {plain(str(user_folder()))}; `chimera presets check` checks one."]
+            folder = plain(format.homely(str(user_folder())))
+            lines = [f"Your own are TOML files in {folder}; `chimera presets check` checks one."]
         self.query_one("#files", Static).update("\n".join(lines))
         self.set_class(bool(message.problems), "-broken")
         self._show()

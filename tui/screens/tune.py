@@ -60,6 +60,7 @@ class Tune(AppScreen):
     """A form and its plan; during a comparison the table of its candidates."""
 
     CSS_PATH = "tune.tcss"
+    PANELS = ("#axes", "#plan", "#table", "#plot", "#arms")
     HELP: ClassVar[str | None] = """\
 ## Tune
 
@@ -374,7 +375,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self.dismiss()
 
 
-# -- what commands gave, whatever screen is shown by then -----------------------------------------------------------------
+# -- what commands gave, whatever screen is shown by then --------------------------------------------------------------
 
 
 def wanted(state: LiveState) -> tuple[str, ...]:
