@@ -37,6 +37,8 @@ from .ask import Answer, Ask
 from .base import AppScreen
 
 if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart, EvidenceSet, PastRun
+    from chimera.domain.server import ModelInfo
     from chimera.runner.cure import Cure
     from chimera.telemetry.loaded import Loaded
 
@@ -46,6 +48,8 @@ LOG_S = 600.0
 """The last part of the server's log that a look takes in."""
 LOOK_S = 5.0
 """Between two looks at this moment, where no run tells what it found."""
+INSTALLED_S = 60.0
+"""Between two questions to the server what it could load."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~])")
 
 
@@ -59,10 +63,45 @@ class Examined(Message):
     of_last: tuple[Finding, ...] = ()
 
 
+@dataclass
+class LookEnded(Message):
+    """The thread that looked has ended, well or not."""
+
+
+class Known:
+    """What a look takes besides readings, asked anew where it may have changed: a thread's own."""
+
+    def __init__(self) -> None:
+        self.installed: tuple[ModelInfo, ...] = ()
+        """What the server could load."""
+        self.history: tuple[PastRun, ...] = ()
+        """Earlier runs of its model."""
+        self._asked: tuple[Target | None, float] = (None, 0.0)
+        self._read: object = None
+
+    def ask(self, target: Target, loaded: Loaded) -> None:
+        """Ask the server at most once a minute, and the journal where a run has come or gone."""
+        import asyncio
+
+        from chimera.runner.doctor import installed_on, past_of
+        from chimera.store.journal import Journal
+
+        of, at = self._asked
+        if of != target or time.monotonic() - at >= INSTALLED_S:
+            self.installed = asyncio.run(installed_on(target))
+            self._asked = (target, time.monotonic())
+        with Journal.open() as journal:
+            newest = [(run.id, run.state) for run in journal.runs(limit=1)]
+            if (newest, loaded.model) != self._read:
+                self.history = past_of(journal, loaded)
+                self._read = (newest, loaded.model)
+
+
 class Doctor(AppScreen):
     """Findings of the followed run, or of this moment where none goes on."""
 
     CSS_PATH = "doctor.tcss"
+    PANELS = ("#about", "#findings", "#text")
     HELP: ClassVar[str | None] = """\
 ## Doctor
 
@@ -83,6 +122,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
         self._log = ServiceLog(LOG_S)
+        self._known = Known()
         self._now: tuple[Finding, ...] | None = None
         self._last: Run | None = None
         self._of_last: tuple[Finding, ...] = ()
@@ -135,18 +175,23 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; nothing is redrawn where nothing changed."""
         self._state = state
-        if not state.running and not self._asking and now - self._asked_at >= LOOK_S and state.recent:
+        if state.at_work is None and not self._asking and now - self._asked_at >= LOOK_S and state.recent:
             self._asked_at, self._asking = now, True
             recent, loaded, offset = tuple(state.recent), state.watched.loaded, state.epoch
-            # A defect in there is told, and ends no more than this look.
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
             before, post = self._now or (), self.poster()
-            feeds.begin(
-                "examination",
-                post,
-                lambda: examine(post, recent, loaded, offset, target, before, self._log),
-            )
+            known, of, starts = self._known, state.target, tuple(state.starts)
+
+            def look() -> None:
+                try:
+                    if of is not None:
+                        known.ask(of, loaded)
+                    examine(post, recent, loaded, offset, target, before, self._log, known, starts)
+                finally:  # a defect in there is told, and ends no more than this look
+                    post(LookEnded())
+
+            feeds.begin("examination", post, look)
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -159,9 +204,13 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     @on(Examined)
     def _examined(self, message: Examined) -> None:
-        self._now, self._asking = message.findings, False
+        self._now = message.findings
         self._last, self._of_last = message.last, message.of_last
         self.paint(self._state, time.monotonic())
+
+    @on(LookEnded)
+    def _look_ended(self) -> None:
+        self._asking = False
 
     def _about(self, found: Sequence[Finding] | None) -> str:
         run = self.run
@@ -325,7 +374,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         path = Path.cwd() / f"chimera-evidence-{time.strftime('%Y%m%d-%H%M%S')}.md"
         recent, loaded, offset = tuple(self._state.recent), self._state.watched.loaded, self._state.epoch
         run_id, post = run.id if run is not None else None, self.poster()
-        feeds.begin("bundle", post, lambda: write(post, path, run_id, recent, loaded, offset))
+        known, starts = self._known, tuple(self._state.starts)
+        feeds.begin("bundle", post, lambda: write(post, path, run_id, recent, loaded, offset, known, starts))
 
 
 def _place(target: Target) -> list[str]:
@@ -355,24 +405,43 @@ def examine(
     target: Target | None = None,
     before: Sequence[Finding] = (),
     log: ServiceLog | None = None,
+    known: Known | None = None,
+    starts: Sequence[EngineStart] = (),
 ) -> None:
     """Ask the rules about this moment, and the journal what was found of a target's last run.
 
     What was among the findings `before` keeps the time at which it was first seen.
     """
     from chimera.diagnosis.rules import diagnose, since_first_seen
+
+    lines = log.lines(loaded.server, time.time()) if log is not None else ()
+    evidence = this_moment(recent, loaded, offset, known or Known(), starts, lines)
+    found = since_first_seen(list(before), diagnose(evidence), time.time())
+    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
+
+
+def this_moment(
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    known: Known,
+    starts: Sequence[EngineStart],
+    log: Sequence[str] = (),
+) -> EvidenceSet:
+    """What can be seen without a run, as `chimera doctor` sees it."""
     from chimera.runner.evidence import evidence_now, machine_facts
 
-    evidence = evidence_now(
+    return evidence_now(
         recent,
         loaded,
         clock_offset_s=offset,
+        history=known.history,
+        installed=known.installed,
         host=machine_facts(),
         own_pids=(os.getpid(),),
-        log=log.lines(loaded.server, time.time()) if log is not None else (),
+        engine_starts=starts,
+        log=log,
     )
-    found = since_first_seen(list(before), diagnose(evidence), time.time())
-    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
 
 
 def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
@@ -386,17 +455,23 @@ def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
 
 
 def write(
-    post: Post, path: Path, run_id: str | None, recent: Sequence[Snapshot], loaded: Loaded, offset: float
+    post: Post,
+    path: Path,
+    run_id: str | None,
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    known: Known | None = None,
+    starts: Sequence[EngineStart] = (),
 ) -> None:
     """Write the bundle: the followed run's evidence, and the last ten minutes of this screen's readings."""
     from chimera.diagnosis.rules import diagnose
     from chimera.runner.doctor import Examination, bundle, examine_run, write_bundle
-    from chimera.runner.evidence import evidence_now, machine_facts
     from chimera.runner.worker import host_facts
     from chimera.store.journal import Journal
 
     try:
-        live = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
+        live = this_moment(recent, loaded, offset, known or Known(), starts)
         examined = [Examination(live, tuple(diagnose(live)))]
         if run_id is not None:
             with Journal.open() as journal:
