@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
-from chimera.diagnosis.evidence import EngineStart
 from chimera.domain.readings import Reading
 from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
 from chimera.telemetry.loaded import Loaded
+
+if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart
 
 
 @dataclass

@@ -6,9 +6,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from chimera.diagnosis.evidence import EngineStart
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.run import ENDED, Progress, Run, RunState, Target
@@ -19,6 +18,9 @@ from chimera.telemetry.alerts import AlertBook, Mark
 from chimera.telemetry.loaded import Loaded
 
 from .feeds import ACTIVE, Watched
+
+if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart
 
 OVER: frozenset[RunState] = ENDED | {"crashed"}
 """States in which a run stays until somebody does something."""
