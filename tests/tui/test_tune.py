@@ -390,6 +390,20 @@ async def test_a_form_and_its_plan_are_there_when_one_comes_back(line: Callable[
         assert len(asked.asked) == 2, "it was planned already"
 
 
+async def test_a_plan_of_what_is_no_longer_wanted_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held((0, PLAN, ""))
+    monkeypatch.setattr(commands, "ask_chimera", held)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: held.asked)
+        assert "looking at the server" in shown(app)
+        app.choose(Target("ollama", url=OLLAMA.url))
+        held.free.set()
+        await until(pilot, lambda: "p shows the plan of this" in shown(app))
+        assert app.state.draft.drawn is None
+
+
 async def test_a_run_that_was_turned_away_from_stays_so_when_one_comes_back() -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:

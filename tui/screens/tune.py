@@ -48,6 +48,8 @@ OBJECTIVES: dict[str, tuple[Metric, str]] = {
 }
 """What the command line calls each objective, what the journal calls it, and the heading of its column."""
 HEADINGS: dict[Metric, str] = {metric: name for metric, name in OBJECTIVES.values()} | {"aggregate_tok_s": "tok/s"}
+LOOKING = "looking at the server and drawing the plan …"
+UNPLANNED = "p shows the plan of this."
 ANSWERS = "two answers"
 """Name of the command that reads them."""
 HINT = (
@@ -235,7 +237,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     def _changed(self) -> None:
         self._draft.drawn = None
         self._list()
-        self._say(HINT if not self._draft.values else "p shows the plan of this.")
+        self._say(HINT if not self._draft.values else UNPLANNED)
 
     def _say(self, text: str) -> None:
         self._draft.said = text
@@ -259,7 +261,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         asked = wanted(self._state)
         then = partial(planned, self.chimera, asked)
         if self.chimera.command("plan", *asked, "--dry-run", "--json", then=then):
-            self._say("looking at the server and drawing the plan …")
+            self._say(LOOKING)
 
     def action_start(self) -> None:
         """Start what was planned."""
@@ -390,6 +392,8 @@ def planned(app: ChimeraApp, of: tuple[str, ...], said: Said) -> None:
     """Show a plan, unless something else is wanted by now."""
     draft = app.state.draft
     if app.state.target is None or wanted(app.state) != of:
+        if draft.said == LOOKING:
+            draft.said = UNPLANNED
         return
     if said.code:
         draft.said = said.problem
