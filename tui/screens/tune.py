@@ -145,7 +145,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self.set_class(live, "-live")
             self.refresh_bindings()
             self.query_one("#table" if live else "#axes").focus()
-        if self._paper != (said := self._draft.said or HINT):
+        if self._paper != (said := format.homely(self._draft.said or HINT)):
             self._paper = said
             self.query_one("#plan", Static).update(plain(said, one_line=False))
         figures = self.chimera.figures_of(update.run) if update is not None and update.run.kind == "agents" else None
