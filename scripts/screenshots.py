@@ -88,6 +88,10 @@ async def main() -> None:
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["CHIMERA_HOME"] = folder
+        # The model need not be unpacked once more.
+        os.environ.setdefault("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+        for name in ("CHIMERA_CONFIG", "XDG_CONFIG_HOME"):
+            os.environ.pop(name, None)
+        os.environ["CHIMERA_HOME"] = os.environ["HOME"] = folder
         os.environ["TEXTUAL_ANIMATIONS"] = "none"
         asyncio.run(main())

@@ -6,10 +6,11 @@ import gc
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from threading import Thread
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from textual import on, work
 from textual.app import App, SystemCommand
@@ -22,25 +23,27 @@ from textual.worker import Worker, WorkerState
 from chimera.cli.ui import UiOptions
 from chimera.domain.options import LOAD_OPTIONS
 from chimera.domain.preset import Preset
-from chimera.domain.run import Target
+from chimera.domain.run import Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
 from chimera.telemetry.loaded import changed_models
+from chimera.widgets import format
 
-from . import feeds, requests, screens
+from . import commands, feeds, requests, screens
+from .commands import Answered, Said
 from .messages import (
     Inspected,
     LeftChanged,
     ModelsListed,
-    RunBegun,
     RunChanged,
     ServerSeen,
     ServersFound,
     SnapshotTaken,
     Told,
+    Worked,
 )
 from .screens.dashboard import Dashboard
-from .state import ACTIVE, LiveState
+from .state import OVER, Ended, LiveState
 
 
 def open_ui(options: UiOptions) -> int:
@@ -156,6 +159,24 @@ class ChimeraApp(App[None]):
         """Ask a server for its models."""
         feeds.begin("list of models", self.post, lambda: feeds.list_models(self.post, server))
 
+    def command(self, name: str, *arguments: str, then: Callable[[Said], object], goes_on: str = "") -> bool:
+        """Ask our own command line, in a process which no screen's end ends.
+
+        Args:
+            name: What it is for; one of a name at a time.
+            arguments: As they are typed.
+            then: Gets what it said, in the app; the screen that asked may have gone by then.
+            goes_on: What to say of it to somebody who leaves meanwhile.
+
+        Returns:
+            Whether it was begun: another one of this name may be at work.
+        """
+        if name in self.state.working:
+            return False
+        self.state.working[name] = goes_on
+        feeds.begin(name, self.post, lambda: self.post(Answered(name, commands.ask_chimera(*arguments), then)))
+        return True
+
     def _inspect(self, target: Target) -> None:
         feeds.begin("inspection", self.post, lambda: feeds.inspect(self.post, target))
 
@@ -171,6 +192,8 @@ class ChimeraApp(App[None]):
         state = self.state
         state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
         state.recent.append(message.snapshot)
+        if state.at_work is None:  # else they are those of a run of ours
+            state.starts += message.starts
         state.book.own_pids = frozenset(state.watched.engine_pids)
         for alert in state.book.see(message.snapshot):
             self.log_line(alert.title, "error" if alert.severity == "error" else "warn")
@@ -179,13 +202,13 @@ class ChimeraApp(App[None]):
     def _server_seen(self, message: ServerSeen) -> None:
         before, self.state.seen = self.state.seen, message.sample
         target = self.state.target
-        if target is not None and not self.state.running and changed_models(before, message.sample):
+        if target is not None and self.state.at_work is None and changed_models(before, message.sample):
             self._inspect(target)  # what is loaded is another, so what runs is as well
 
     @on(RunChanged)
     def _run_changed(self, message: RunChanged) -> None:
         before = self.state.update.run.state if self.state.update else None
-        was_running = self.state.running
+        was_working = self.state.at_work is not None
         stage = self.state.progress.stage if self.state.progress else None
         other = self.state.take(message.update)
         run, progress, now = message.update.run, self.state.progress, time.monotonic()
@@ -200,12 +223,20 @@ class ChimeraApp(App[None]):
             self.state.book.mark(now, "load", "the engine of this run")
         if run.state == "crashed" and before != "crashed":
             self.tell(f"run {run.id}: its worker is gone. `chimera resume {run.id}` goes on where it was.", "warn")
-        if before in ACTIVE and run.state not in ACTIVE and self.state.target is not None:
+        if before in feeds.ACTIVE and run.state not in feeds.ACTIVE and self.state.target is not None:
             self._inspect(self.state.target)  # settings were put back
         self._watch()
         if other or run.state != before:
             self.paint()
-        if self.state.running is not was_running:
+        if (self.state.at_work is not None) is not was_working:
+            self.refresh_bindings()
+
+    @on(Worked)
+    def _worked(self, message: Worked) -> None:
+        was_working = self.state.at_work is not None
+        self.state.busy, self.state.busy_with = message.run, message.progress
+        self._watch()
+        if (self.state.at_work is not None) is not was_working:
             self.refresh_bindings()
 
     def _watch(self) -> None:
@@ -239,7 +270,7 @@ class ChimeraApp(App[None]):
         self._watch()
 
     @on(LeftChanged)
-    @work(exit_on_error=False, group="ask")
+    @work(exit_on_error=False, group="left")
     async def _left_changed(self, message: LeftChanged) -> None:
         if self.options.read_only:
             return
@@ -262,6 +293,44 @@ class ChimeraApp(App[None]):
     def _say_later(self, words: str) -> None:
         """From a thread."""
         self.post_message(Told(words, "notice"))
+
+    @on(Answered)
+    def _answered(self, message: Answered) -> None:
+        del self.state.working[message.name]
+        try:
+            message.then(message.said)
+        except (ValueError, LookupError, TypeError) as error:  # an answer that is not the document it should be
+            self.tell(f"{message.name}: the command line's answer cannot be read: {error!r}", "error")
+        self.paint()
+
+    def begun(self, said: Said) -> str | None:
+        """Follow the run that a command has started, and give its id; None, with the reason told, where it has not."""
+        try:
+            run_id = str(said.document["run"]["id"])
+        except (ValueError, LookupError, TypeError):
+            self.tell(said.problem, "error")
+            return None
+        self.journal.follow(run_id)
+        return run_id
+
+    def figures_of(self, run: Run) -> Mapping[str, Any] | None:
+        """What each agent got in a run that has ended; None until that is computed, which waits for a quiet moment.
+
+        It takes SciPy, so it is done by a process of its own, and never beside a measurement.
+        """
+        if run.state not in OVER:
+            return None
+        end = (run.id, run.state, run.ended_at)
+        if end not in self.state.figures and self.state.at_work is None:
+            self.command("figures", "runs", "show", run.id, "--json", then=partial(self._figured, end))
+        return self.state.figures.get(end)
+
+    def _figured(self, end: Ended, said: Said) -> None:
+        self.state.figures[end] = {}
+        if said.code:
+            self.tell(said.problem, "error")
+        else:
+            self.state.figures[end] = said.document.get("agents") or {}
 
     @on(Told)
     def _told(self, message: Told) -> None:
@@ -297,6 +366,7 @@ class ChimeraApp(App[None]):
 
     def tell(self, text: str, level: str = "info") -> None:
         """A line in the log; problems also as a note that is seen from every screen, news where the log is not."""
+        text = format.homely(text)
         self.log_line(text, level)
         if level in NOTES and (level != "notice" or not isinstance(self.screen, Dashboard)):
             self.notify(plain(text), severity=NOTES[level], markup=False, timeout=8)
@@ -306,6 +376,7 @@ class ChimeraApp(App[None]):
     def choose(self, target: Target) -> None:
         """The next run goes there."""
         self.state.target = target
+        self.state.starts.clear()
         self._inspect(target)
         server = self.state.server
         if server is not None:
@@ -318,7 +389,8 @@ class ChimeraApp(App[None]):
             return
         preset = requests.preset_on(digit)
         if preset is None:
-            self.notify(f"No preset on {digit}: put one into {requests.preset_folder()}.", markup=False)
+            folder = format.homely(str(requests.preset_folder()))
+            self.notify(f"No preset on {digit}: put one into {folder}.", markup=False)
         else:
             self.run_preset(preset)
 
@@ -338,8 +410,8 @@ class ChimeraApp(App[None]):
         target = self.state.target
         assert target is not None
         after: str | None = None
-        if self.state.running and self.state.update is not None:
-            current = self.state.update.run
+        current = self.state.at_work
+        if current is not None:
             chosen = await self.push_screen_wait(
                 screens.Ask(
                     f"Run {current.id} goes on. What about “{preset.title}”?",
@@ -355,7 +427,7 @@ class ChimeraApp(App[None]):
                 return
             after = current.id
             if chosen == "replace":
-                self.journal.do(lambda journal: requests.send(journal, current.id, "stop"))
+                self.journal.do(partial(requests.send, run_id=current.id, command="stop"))
         loads = preset.options.as_dict().keys() & LOAD_OPTIONS
         if target.kind == "ollama" and loads and not self.state.reload_agreed:
             names = ", ".join(sorted(loads))
@@ -379,28 +451,30 @@ class ChimeraApp(App[None]):
         self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after))
 
     def action_pause(self) -> None:
-        """Pause or resume the followed run."""
-        update = self.state.update
-        if self.may_not("pause a run") or update is None or not self.state.running:
+        """Pause or resume the run that is worked on."""
+        run = self.state.at_work
+        if self.may_not("pause a run") or run is None:
             return
-        command: Literal["pause", "resume"] = "resume" if update.run.state == "paused" else "pause"
-        self.journal.do(lambda journal: requests.send(journal, update.run.id, command))
+        command: Literal["pause", "resume"] = "resume" if run.state == "paused" else "pause"
+        if not self.state.running:
+            self.tell(f"{command} of run {run.id}, which is not the one on the screen", "notice")
+        self.journal.do(partial(requests.send, run_id=run.id, command=command))
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_stop(self) -> None:
-        """Stop the followed run, after one question."""
-        update = self.state.update
-        if self.may_not("stop a run") or update is None or not self.state.running:
+        """Stop the run that is worked on, after one question."""
+        run = self.state.at_work
+        if self.may_not("stop a run") or run is None:
             return
         answer = await self.push_screen_wait(
             screens.Ask(
-                f"Stop run {update.run.id}? What was measured is kept, and `chimera resume {update.run.id}` goes on.",
+                f"Stop run {run.id}? What was measured is kept, and `chimera resume {run.id}` goes on.",
                 (screens.Answer("y", "stop", "stop it"), screens.Answer("n", "no", "let it run")),
                 title="Stop",
             )
         )
         if answer == "stop":
-            self.journal.do(lambda journal: requests.send(journal, update.run.id, "stop"))
+            self.journal.do(partial(requests.send, run_id=run.id, command="stop"))
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_server(self) -> None:
@@ -440,11 +514,7 @@ class ChimeraApp(App[None]):
         """Keys that steer a run are there while one goes on; a question is answered before anything else."""
         if action == "command_palette":
             return not isinstance(self.screen, ModalScreen)
-        return self.state.running if action in {"pause", "stop"} else True
-
-    @on(RunBegun)
-    def _run_begun(self, message: RunBegun) -> None:
-        self.journal.follow(message.run_id)
+        return self.state.at_work is not None if action in {"pause", "stop"} else True
 
     def action_alerts(self) -> None:
         """What went wrong."""
@@ -458,14 +528,16 @@ class ChimeraApp(App[None]):
 
     async def action_quit(self) -> None:
         """Leave; a run goes on."""
-        if self.state.running and self.state.update is not None:
-            run = self.state.update.run
+        run = self.state.at_work
+        if run is not None:
             self.farewell = f"run {run.id} goes on: `chimera attach {run.id}` or `chimera` comes back to it."
             with suppress(OSError):
                 from chimera.runner.launch import ends_with_login
 
                 if ends_with_login():
                     self.farewell += "\nThis system ends your processes at logout: the run ends with your login."
+        goes_on = [f"{words}." for words in self.state.working.values() if words]
+        self.farewell = "\n".join([*self.farewell.splitlines(), *goes_on])
         self.exit()
 
     def may_not(self, what: str) -> bool:
@@ -474,13 +546,23 @@ class ChimeraApp(App[None]):
             self.notify(f"--read-only: this UI cannot {what}.", severity="warning")
         return self.options.read_only
 
+    def must_wait(self, what: str) -> bool:
+        """A run is worked on, which would be disturbed, which is then said."""
+        run = self.state.at_work
+        if run is not None:
+            self.notify(f"A run goes on: {what} when {run.id} has ended.", markup=False)
+        return run is not None
+
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: Textual's own, and ours."""
         yield from super().get_system_commands(screen)
         for preset in requests.presets():
             key = f" (key {preset.digit})" if preset.digit else ""
-            about = str(preset.options)
-            yield SystemCommand(f"Run {preset.title}{key}", about, lambda one=preset: self.run_preset(one))
+            title, about = (
+                plain(text).replace("[", "\\[")  # the palette takes them as markup
+                for text in (f"Run {preset.title}{key}", str(preset.options))
+            )
+            yield SystemCommand(title, about, lambda one=preset: self.run_preset(one))
         for _, one in self._bindings:
             if one.id in PALETTE and self.check_action(one.action, ()):
                 about = f"{one.tooltip} (key {one.key if one.key.isalpha() else self.get_key_display(one)})"

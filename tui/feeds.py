@@ -13,14 +13,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chimera.domain.run import ENDED, Run, Target
+from chimera.domain.run import Run, RunState, Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.telemetry import ServerSample
 from chimera.errors import ChimeraError
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.polling import ServerPoll
 
-from .messages import Inspected, LeftChanged, ModelsListed, RunChanged, ServerSeen, ServersFound, SnapshotTaken, Told
+from .messages import (
+    Inspected,
+    LeftChanged,
+    ModelsListed,
+    RunChanged,
+    ServerSeen,
+    ServersFound,
+    SnapshotTaken,
+    Told,
+    Worked,
+)
 
 if TYPE_CHECKING:
     from textual.message import Message
@@ -31,6 +41,10 @@ if TYPE_CHECKING:
 Post = Callable[["Message"], object]
 JOURNAL_S = 0.2
 SEEN_S = 0.45
+WORK_S = 1.0
+"""Between two looks at which run is being worked on."""
+ACTIVE: frozenset[RunState] = frozenset({"running", "paused", "queued"})
+"""States of a run that is being worked on."""
 LEAVE_S, CLOSE_S = 2.0, 0.3
 """Longest wait at the end for what the journal was asked to do, and for it to close where it was asked nothing."""
 
@@ -90,11 +104,13 @@ class TelemetryFeed:
 
     def run(self) -> None:
         """Until the app ends."""
+        from chimera.diagnosis.evidence import EngineStart
+        from chimera.runner.sampler import Engines
         from chimera.telemetry.collector import Collector
         from chimera.telemetry.roof import decode_roof
         from chimera.telemetry.vram import vram_parts
 
-        collector = Collector()
+        collector, engines = Collector(), Engines()
         try:
             while True:
                 began = time.monotonic()
@@ -104,7 +120,9 @@ class TelemetryFeed:
                 snapshot = collector.snapshot()
                 parts = vram_parts(snapshot.gpus, watched.loaded, snapshot.server, watched.engine_pids)
                 roof = decode_roof(snapshot.gpus, watched.loaded, snapshot.server, parts)
-                self._post(SnapshotTaken(snapshot, parts, roof))
+                fresh = engines.fresh(snapshot.server)
+                starts = tuple(EngineStart(time.time(), pid, flags) for pid, flags in fresh)
+                self._post(SnapshotTaken(snapshot, parts, roof, starts))
                 if self._left.wait(max(0.05, self.interval_s - (time.monotonic() - began))):
                     return
         finally:
@@ -112,7 +130,7 @@ class TelemetryFeed:
 
 
 class JournalFeed:
-    """Follows one run, and does in order what the app asks of the journal."""
+    """Follows one run, knows which one is worked on, and does in order what the app asks of the journal."""
 
     def __init__(self, post: Post) -> None:
         self._post = post
@@ -125,23 +143,32 @@ class JournalFeed:
         self._follow: str | None = None
         self._stay = False
         self._follower: Follower | None = None
+        self._state: RunState | None = None
+        """Of the followed run, as it was last told."""
+        self._worked: Worked | None = None
+        self._worked_at = float("-inf")
+        self._changes: int | None = None
 
     def do(self, work: Callable[[Journal], None]) -> None:
         """Do something with the journal, soon, off the UI's thread; what it raises is told."""
         self._asked.put(work)
         self._woken.set()
 
-    def read(self, name: str, work: Callable[[Journal], None]) -> None:
-        """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that."""
+    def read(self, name: str, work: Callable[[Journal], None], then: Callable[[], object] = lambda: None) -> None:
+        """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that.
+
+        `then` is called at its end, however that came.
+        """
 
         def guarded() -> None:
-            self._opened.wait()
-            if self._journal is None or self._left:
-                return  # why there is none was told
             try:
-                work(self._journal)
+                self._opened.wait()
+                if self._journal is not None and not self._left:  # why there is none was told
+                    work(self._journal)
             except ChimeraError as error:
                 self._post(Told(str(error), "error"))
+            finally:
+                then()
 
         begin(name, self._post, guarded)
 
@@ -177,7 +204,7 @@ class JournalFeed:
             return
         self.ready(journal)
         try:
-            self._follow = self._follow or _active(journal)
+            self._follow = self._follow or _first(journal)
             for left in journal.unrestored():
                 self._post(LeftChanged(left.run, left.server_url))
             while not self._left:
@@ -198,25 +225,52 @@ class JournalFeed:
                 from chimera.runner.follow import Follower
 
                 self._follower = Follower(journal, self._follow) if self._follow else None
+                self._state = None
             if self._follower is not None:
                 update = self._follower.look()
                 if update is not None:
                     self._post(RunChanged(update))
-                    if update.run.state in ENDED and not self._stay:
-                        self._follow = _active(journal) or self._follow
+                    ended = self._state in ACTIVE and update.run.state not in ACTIVE
+                    self._state = update.run.state
+                    if ended:
+                        self._worked_at = float("-inf")  # what is worked on now is another one
+            self._see_work(journal)
         except ChimeraError as error:
             self._doing = False
             self._post(Told(str(error), "error"))
 
+    def _see_work(self, journal: Journal) -> None:
+        """Tell which run is worked on, whoever started it; show it where nothing that goes on is shown."""
+        now, before = time.monotonic(), self._worked
+        if now - self._worked_at < WORK_S:
+            return
+        self._worked_at, changes = now, journal.changes()
+        # A worker that dies writes nothing: what was worked on is looked at again in any case.
+        if before is not None and before.run is None and changes == self._changes:
+            return
+        self._changes = changes
+        run = _worked_on(journal)
+        progress = journal.progress(run.id) if run is not None and run.state == "running" else None
+        worked = Worked(run, progress)
+        if worked != before:
+            self._worked = worked
+            self._post(worked)
+        asked = self._follow != (self._follower.run_id if self._follower is not None else None)
+        if run is not None and run.id != self._follow and not (asked or self._stay or self._state in ACTIVE):
+            self._post(Told(f"run {run.id} is worked on: it is shown from now on"))
+            self._follow = run.id
 
-def _active(journal: Journal) -> str | None:
-    """The newest run that is being worked on, or crashed and waits to be resumed."""
-    newest: list[Run] = journal.runs(limit=20)
-    for states in ({"running", "paused", "queued"}, {"crashed"}):
-        for run in newest:
-            if run.state in states:
-                return run.id
-    return None
+
+def _worked_on(journal: Journal) -> Run | None:
+    """The newest run that a worker has begun, else the newest that waits for its turn or for its worker."""
+    active = [run for run in journal.runs(limit=20) if run.state in ACTIVE]  # one that nobody holds is told as crashed
+    return next((run for run in active if run.state != "queued"), active[0] if active else None)
+
+
+def _first(journal: Journal) -> str | None:
+    """What to show at the start: the run that is worked on, else the newest that crashed and waits to be resumed."""
+    run = _worked_on(journal) or next((one for one in journal.runs(limit=20) if one.state == "crashed"), None)
+    return run.id if run is not None else None
 
 
 def find_servers(post: Post, url: str | None) -> None:

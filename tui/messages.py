@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
 from chimera.domain.readings import Reading
-from chimera.domain.run import Target
+from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
 from chimera.telemetry.loaded import Loaded
+
+if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart
 
 
 @dataclass
@@ -24,6 +28,8 @@ class SnapshotTaken(Message):
     """What fills each GPU's memory, by UUID."""
     roof: Reading | None = None
     """What the bandwidth allows, tokens a second."""
+    starts: tuple[EngineStart, ...] = ()
+    """Engines of the server that were not there before."""
 
 
 @dataclass
@@ -87,7 +93,8 @@ class LeftChanged(Message):
 
 
 @dataclass
-class RunBegun(Message):
-    """A run was started that is to be followed."""
+class Worked(Message):
+    """The run that is being worked on, whoever started it, is another one or in another stage."""
 
-    run_id: str
+    run: Run | None
+    progress: Progress | None

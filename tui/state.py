@@ -6,25 +6,50 @@ import time
 from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading, number
-from chimera.domain.run import ENDED, Progress, RunState, Target
+from chimera.domain.run import ENDED, Progress, Run, RunState, Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.runner.follow import Update
 from chimera.telemetry.alerts import AlertBook, Mark
 from chimera.telemetry.loaded import Loaded
 
-from .feeds import Watched
+from .feeds import ACTIVE, Watched
 
-ACTIVE: frozenset[RunState] = frozenset({"running", "paused", "queued"})
+if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart
+
+OVER: frozenset[RunState] = ENDED | {"crashed"}
+"""States in which a run stays until somebody does something."""
 Known = tuple[str, str | None, str | None]
+Ended = tuple[str, RunState, float | None]
+"""A run at an end of its; it may be resumed, and then has another one."""
 RECENT = 600
+STARTS = 20
 
 
 def _key(target: Target) -> Known:
     return (target.kind, target.url, target.model)
+
+
+@dataclass(slots=True)
+class Draft:
+    """The comparison that is thought out on the Tune screen; it stays while other screens are looked at."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    """What was typed for each parameter that is compared."""
+    objective: str = "rate"
+    said: str = ""
+    """What stands in the place of its plan."""
+    drawn: Mapping[str, Any] | None = None
+    """The plan, as the command line gave it."""
+    of: tuple[str, ...] = ()
+    """What that plan was asked of."""
+    left: str | None = None
+    """A run that the user has turned away from, to plan another one."""
 
 
 @dataclass(slots=True)
@@ -38,16 +63,26 @@ class LiveState:
     snapshot: Snapshot | None = None
     recent: deque[Snapshot] = field(default_factory=lambda: deque(maxlen=RECENT))
     """The last ten minutes, for the Doctor."""
+    starts: deque[EngineStart] = field(default_factory=lambda: deque(maxlen=STARTS))
+    """The last engines that the server for the next run has started, for others than a run of ours."""
     seen: ServerSample | None = None
     """The newest look at the server, oftener than the snapshot's."""
     parts: Mapping[str, VramParts] = field(default_factory=dict)
     roof: Reading | None = None
     update: Update | None = None
     """The followed run's newest state."""
+    busy: Run | None = None
+    """The run that is worked on, as the journal was last asked, whoever started it and whichever is shown."""
+    busy_with: Progress | None = None
     measurements: list[Measurement] = field(default_factory=list)
     """Of the followed run, oldest first."""
     inspected: dict[Known, Loaded] = field(default_factory=dict)
     """What servers have told of themselves."""
+    draft: Draft = field(default_factory=Draft)
+    figures: dict[Ended, Mapping[str, Any]] = field(default_factory=dict)
+    """Of runs with several agents that have ended; nothing where none could be computed."""
+    working: dict[str, str] = field(default_factory=dict)
+    """Commands of our own that have not ended, by name, with what to say of them to somebody who leaves."""
     reload_agreed: bool = False
     """The user agreed, in this UI, that a server that is not ours reloads."""
     book: AlertBook = field(default_factory=AlertBook)
@@ -59,6 +94,21 @@ class LiveState:
     def running(self) -> bool:
         """The followed run is being worked on."""
         return self.update is not None and self.update.run.state in ACTIVE
+
+    @property
+    def at_work(self) -> Run | None:
+        """The run that is worked on: the followed one, else another, which disturbs and is disturbed all the same."""
+        followed = self.update.run if self.update is not None else None
+        if followed is not None and (self.running or self.busy is None or self.busy.id == followed.id):
+            return followed if self.running else None
+        return self.busy
+
+    @property
+    def timing(self) -> bool:
+        """A request of ours is in flight: what costs much waits."""
+        followed = self.update.run.id if self.update is not None else None
+        others = self.busy_with if self.busy is not None and self.busy.id != followed else None
+        return any(one is not None and one.stage in {"warmup", "measuring"} for one in (self.progress, others))
 
     @property
     def progress(self) -> Progress | None:
@@ -114,7 +164,7 @@ class LiveState:
             server = replace(server, url="")  # an engine of a run's own ends with its session
         loaded = Loaded(server, self.model, self._here.shape, self.effective)
         pids = (progress.pid,) if progress is not None and progress.pid else ()
-        return Watched(loaded, pids, quiet=progress is not None and progress.stage in {"warmup", "measuring"})
+        return Watched(loaded, pids, quiet=self.timing)
 
     @property
     def problem(self) -> str:
@@ -180,9 +230,10 @@ class LiveState:
     def rates(self) -> list[float]:
         """Decode rates of the followed run's valid measurements, the server's clock where it tells.
 
-        None while several agents are at work: theirs are each for itself, the rate that is shown is of all together.
+        None of a run with several agents, also between its sessions: theirs are each for itself, the rate that is shown
+        is of all together.
         """
-        if self.progress is not None and len(self.progress.lanes) > 1:
+        if self.update is not None and self.update.run.several:
             return []
         return [one.rate for one in self.measurements if one.valid and one.rate is not None]
 

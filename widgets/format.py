@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from chimera.domain.readings import Missing, Reading
 
@@ -89,6 +91,15 @@ def rate(value: float) -> str:
 def effect(ratio: float) -> str:
     """A ratio as its difference from 1: `+1.2 %`."""
     return f"{(ratio - 1) * 100:+.1f} %"
+
+
+def homely(text: str) -> str:
+    """A path, or a text with paths in it, with `~` for the user's home: shorter, and a picture of it names nobody."""
+    try:
+        home = str(Path.home())
+    except RuntimeError:
+        return text
+    return text if len(home) < 2 else re.sub(rf"(?<![\w./~-]){re.escape(home)}(?![\w.-])", "~", text)
 
 
 def parameters(count: int) -> str:

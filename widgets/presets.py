@@ -5,6 +5,7 @@ from __future__ import annotations
 from chimera.domain.preset import Preset
 from chimera.runner.honesty import Expected, PresetRow
 
+from . import format
 from .listing import facts
 from .rows import EMPTY, Line, Row, Tone, wrap
 
@@ -56,7 +57,7 @@ def preset_page(preset: Preset, row: PresetRow | None, where: str, width: int) -
     )
     if preset.note:
         rows += [EMPTY, *facts([("known", preset.note)], width)]
-    return [*rows, *facts([("from", preset.origin)], width)]
+    return [*rows, *facts([("from", format.homely(preset.origin))], width)]
 
 
 def _here(row: PresetRow | None, where: str, width: int) -> list[Row]:

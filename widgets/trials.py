@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from textual import events
 from textual.binding import Binding, BindingType
-from textual.message import Message
 
 from chimera.domain.options import OPTION_NAMES
 from chimera.domain.run import Statistic, Trial
 from chimera.domain.verdict import Verdict, VerdictWord
 
 from . import braille, format
+from .listing import Picker
 from .panel import Panel
-from .rows import Line, Row, Span, Tone, cells, clean, fit, text_of
+from .rows import Line, Row, Tone, cells, clean
 
 TrialState = Literal["waiting", "running", "done", "same", "dropped", "failed", "ruled-out"]
 
@@ -67,7 +66,7 @@ class _Column:
     width: int
 
 
-class TrialTable(Panel):
+class TrialTable(Picker):
     """The live table of a sweep, a row a candidate, with a cursor."""
 
     TITLE = "Candidates"
@@ -81,31 +80,16 @@ are one candidate; the note names those that were merged.
 * **effect**: against the baseline of the same rounds; **interval**: where the true effect lies.
 * `▲` better · `▼` worse · `=` no practical difference · `?` not decided by these data.
 """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", show=False),
-        Binding("down,j", "move(1)", "Down", show=False),
-        Binding("pageup", "page(-1)", "Page up", show=False),
-        Binding("pagedown", "page(1)", "Page down", show=False),
-        Binding("home", "move(-1000000)", "First", show=False),
-        Binding("end", "move(1000000)", "Last", show=False),
-        Binding("enter", "choose", "Details", show=False),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("enter", "choose", "Details", show=False)]
+    UNFOCUSED = None
 
-    class Highlighted(Message):
-        """The cursor moved to another candidate."""
-
-        def __init__(self, table: TrialTable, candidate: str) -> None:
-            super().__init__()
-            self.table = table
-            self.candidate = candidate
+    class Chosen(Picker.Chosen):
+        """A candidate was picked with the enter key or a click on the cursor."""
 
         @property
-        def control(self) -> TrialTable:
-            """The table."""
-            return self.table
-
-    class Chosen(Highlighted):
-        """A candidate was picked with the enter key or a click on the cursor."""
+        def candidate(self) -> str:
+            """Its name."""
+            return self.key
 
     def __init__(
         self,
@@ -115,11 +99,11 @@ are one candidate; the note names those that were merged.
         id: str | None = None,
         classes: str | None = None,
     ) -> None:
-        super().__init__(name=name, id=id, classes=classes)
+        super().__init__(empty="No candidate yet", name=name, id=id, classes=classes)
         self._metric = metric
-        self._views: tuple[TrialView, ...] = ()
-        self._cursor = 0
-        self._top = 0
+        self._views: dict[str, TrialView] = {}
+        self._columns: tuple[int, list[_Column], list[_Column]] | None = None
+        """For so many columns of the screen: those of options, and those behind them."""
 
     def update(self, views: Sequence[TrialView], *, metric: str | None = None) -> None:
         """Show these candidates in this order; the cursor stays on its candidate.
@@ -129,53 +113,44 @@ are one candidate; the note names those that were merged.
             metric: Heading of the median's column with its unit, e.g. `tok/s` or `TTFT`. Values of a metric in seconds
                 (`TTFT`, `completion`) and in bytes (`VRAM`) are shown so.
         """
-        before = self.candidate
-        self._views = tuple(views)
+        self._views, self._columns = {view.trial.candidate: view for view in views}, None
         if metric is not None:
             self._metric = metric
-        found = [index for index, view in enumerate(views) if view.trial.candidate == before]
-        self._cursor = found[0] if found else min(self._cursor, max(len(self._views) - 1, 0))
-        self.redraw()
+        self._set(tuple(self._views), self._line, self._heading)
 
     @property
     def candidate(self) -> str | None:
         """The candidate under the cursor."""
-        return self._views[self._cursor].trial.candidate if self._views else None
+        return self.chosen
 
-    def build(self, width: int, height: int) -> list[Row]:
-        """A heading and as many candidates as fit around the cursor."""
-        if not self._views:
-            return [Line(width).add("No candidate yet", "muted").row()]
-        options = self._option_columns()
-        tail = self._tail_columns(width - 5 - sum(column.width for column in options))
+    def _layout(self, width: int) -> tuple[list[_Column], list[_Column]]:
+        if self._columns is None or self._columns[0] != width:
+            options = self._option_columns()
+            self._columns = width, options, self._tail_columns(width - 5 - sum(column.width for column in options))
+        return self._columns[1:]
+
+    def _heading(self, width: int) -> Row:
+        options, tail = self._layout(width)
         head = Line(width).add("", "muted", 5)
         for column in options:
             head.add(column.name, "muted", column.width)
         for column in tail:
             head.add(column.name, "muted", column.width, "left" if column.name in ("verdict", "interval") else "right")
             head.gap(2 if column.name in ("effect", "interval", self._metric) else 0)
-        room = max(height - 1, 1)
-        self._top = min(max(self._top, self._cursor - room + 1), self._cursor, max(len(self._views) - room, 0))
-        rows = [head.row()]
-        for index, view in enumerate(self._views[self._top : self._top + room], self._top):
-            row = self._row(view, options, tail, width)
-            if index == self._cursor and self.has_focus:
-                row = (Span(fit(text_of(row), width), "cursor"),)
-            rows.append(row)
-        return rows
+        return head.row()
 
     def _option_columns(self) -> list[_Column]:
         """The options in which candidates differ; all that are set, where there is one candidate."""
         columns = []
         for name in OPTION_NAMES:
-            texts = [_option_text(view.trial, name) for view in self._views]
+            texts = [_option_text(view.trial, name) for view in self._views.values()]
             if len(set(texts)) > 1 or (len(texts) == 1 and texts[0] != "–"):
                 columns.append(_Column(name, max(len(name), *(cells(text) for text in texts)) + 2))
         return columns
 
     def _tail_columns(self, room: int) -> list[_Column]:
         """Columns after the options; the least telling ones are left out where there is no room."""
-        notes = min(max(cells(clean(_note(view))) for view in self._views) + 1, NOTE)
+        notes = min(max(cells(clean(_note(view))) for view in self._views.values()) + 1, NOTE)
         columns = [
             _Column("n", 6), _Column(self._metric, 9), _Column("cv", 7), _Column("effect", 9), _Column("interval", 18),
             _Column("verdict", 12),
@@ -185,7 +160,9 @@ are one candidate; the note names those that were merged.
                 columns = [column for column in columns if column.name != name]
         return columns
 
-    def _row(self, view: TrialView, options: list[_Column], tail: list[_Column], width: int) -> Row:
+    def _line(self, candidate: str, width: int) -> Row:
+        options, tail = self._layout(width)
+        view = self._views[candidate]
         trial, verdict = view.trial, view.verdict
         dim: Tone = "muted" if view.state in ("dropped", "ruled-out", "same", "waiting") else "text"
         line = Line(width).add(trial.candidate, "strong" if trial.role == "baseline" else dim, 5)
@@ -224,50 +201,6 @@ are one candidate; the note names those that were merged.
         if self._metric == "VRAM":
             return format.size(value)
         return format.rate(value)
-
-    def _go(self, index: int) -> None:
-        index = min(max(index, 0), max(len(self._views) - 1, 0))
-        if index != self._cursor and self._views:
-            self._cursor = index
-            self.redraw()
-            self.post_message(self.Highlighted(self, self._views[index].trial.candidate))
-
-    def action_move(self, rows: int) -> None:
-        """Move the cursor by so many rows."""
-        self._go(self._cursor + rows)
-
-    def action_page(self, pages: int) -> None:
-        """Move the cursor by so many pages."""
-        self._go(self._cursor + pages * max(self.size.height - 1, 1))
-
-    def action_choose(self) -> None:
-        """Pick the candidate under the cursor."""
-        if self.candidate is not None:
-            self.post_message(self.Chosen(self, self.candidate))
-
-    def watch_has_focus(self, has_focus: bool) -> None:
-        """Show or hide the cursor."""
-        super().watch_has_focus(has_focus)
-        self.redraw()
-
-    def on_click(self, event: events.Click) -> None:
-        """Move the cursor to the row that was clicked; a second click picks it."""
-        offset = event.get_content_offset(self)
-        if offset is None or offset.y < 1:
-            return
-        index = self._top + offset.y - 1
-        if index == self._cursor and index < len(self._views):
-            self.action_choose()
-        else:
-            self._go(index)
-
-    def on_mouse_scroll_down(self) -> None:
-        """Move down."""
-        self._go(self._cursor + 1)
-
-    def on_mouse_scroll_up(self) -> None:
-        """Move up."""
-        self._go(self._cursor - 1)
 
 
 def _option_text(trial: Trial, name: str) -> str:

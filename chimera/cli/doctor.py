@@ -14,9 +14,9 @@ import typer
 
 from chimera.domain.finding import SEVERITIES, Evidence, Finding, Severity
 from chimera.domain.run import Run, Target
-from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
-from chimera.errors import BackendUnavailable, ChimeraError, ConfigError
+from chimera.errors import BackendUnavailable, ConfigError
 
 from . import narrate
 from .options import Embedded, Json, Model, Server, Yes
@@ -237,7 +237,7 @@ def _now(
 
 
 def _look(journal: Journal, target: Target | None, others: tuple[ServerInfo, ...]) -> LiveLook:
-    from chimera.runner.doctor import LiveLook, past_of
+    from chimera.runner.doctor import LiveLook, installed_on, past_of
     from chimera.runner.worker import host_facts
     from chimera.telemetry.loaded import Loaded, look_up
 
@@ -245,23 +245,10 @@ def _look(journal: Journal, target: Target | None, others: tuple[ServerInfo, ...
     return LiveLook(
         loaded,
         history=past_of(journal, loaded),
-        installed=asyncio.run(_models(target)) if target is not None else (),
+        installed=asyncio.run(installed_on(target)) if target is not None else (),
         neighbours=others,
         host=host_facts(),
     )
-
-
-async def _models(target: Target) -> tuple[ModelInfo, ...]:
-    from chimera.backends.detect import open_backend
-
-    backend = open_backend(target)
-    try:
-        await backend.connect()
-        return await backend.models()
-    except ChimeraError:
-        return ()
-    finally:
-        await backend.close()
 
 
 def _bundle(found: list[Examination], path: Path) -> None:

@@ -100,6 +100,11 @@ class Run:
     seq: int = 0
     """Order of creation in its journal, from 1; the key for paging through older runs. 0 = not from a journal."""
 
+    @property
+    def several(self) -> bool:
+        """Several agents at once are among what it measures."""
+        return self.kind == "agents" or self.workload.agents > 1
+
 
 @dataclass(frozen=True, slots=True)
 class Lane:

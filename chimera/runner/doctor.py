@@ -22,7 +22,7 @@ from chimera.domain.finding import SEVERITIES, Finding
 from chimera.domain.run import ENDED, Run, Target
 from chimera.domain.server import KEY_VARIABLE, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot
-from chimera.errors import ConfigError
+from chimera.errors import ChimeraError, ConfigError
 from chimera.store.files import write_whole
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.loaded import Loaded
@@ -148,6 +148,20 @@ class LiveLook:
         self._collector.close()
         for _, watch in self._neighbours:
             watch.close()
+
+
+async def installed_on(target: Target) -> tuple[ModelInfo, ...]:
+    """What a server could load; nothing where it does not say."""
+    from chimera.backends.detect import open_backend
+
+    backend = open_backend(target)
+    try:
+        await backend.connect()
+        return await backend.models()
+    except ChimeraError:
+        return ()
+    finally:
+        await backend.close()
 
 
 def past_of(journal: Journal, loaded: Loaded) -> tuple[PastRun, ...]:

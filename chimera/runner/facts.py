@@ -16,7 +16,7 @@ from chimera.store.journal import Journal
 def facts_of(journal: Journal, run: Run, *, measurements: bool) -> dict[str, Any]:
     """The document of a run; that of several agents with what each of them got."""
     facts = document(journal, run, measurements=measurements)
-    if run.kind == "agents" or run.workload.agents > 1:
+    if run.several:
         from .agents_report import report
 
         facts["agents"] = report(journal, run)

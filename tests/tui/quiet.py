@@ -31,10 +31,10 @@ class Unasked(JournalFeed):
         """Only kept."""
         self._kept.append(work)
 
-    def read(self, name: str, work: Callable[[Journal], None]) -> None:
+    def read(self, name: str, work: Callable[[Journal], None], then: Callable[[], object] = lambda: None) -> None:
         """Nothing to read before a test has given a journal."""
         if self._opened.is_set():
-            super().read(name, work)
+            super().read(name, work, then)
 
 
 class Unwatched(TelemetryFeed):

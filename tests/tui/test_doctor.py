@@ -16,23 +16,26 @@ from textual.binding import BindingType
 from textual.message import Message
 
 from chimera.cli.ui import UiOptions
+from chimera.diagnosis.evidence import EngineStart, EvidenceSet
 from chimera.domain.finding import Cause, Evidence, Finding, Remedy
 from chimera.domain.options import Options
 from chimera.domain.run import RunState, Target, Trial
-from chimera.domain.server import ServerInfo
+from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
 from chimera.runner.follow import Update
 from chimera.store.journal import Journal
 from chimera.telemetry import serverlog
 from chimera.telemetry.loaded import Loaded
-from chimera.tui import feeds
-from chimera.tui.messages import RunBegun, RunChanged, SnapshotTaken, Told
+from chimera.tui import commands, feeds
+from chimera.tui.commands import Said
+from chimera.tui.messages import RunChanged, SnapshotTaken, Told
 from chimera.tui.screens import doctor
 from chimera.tui.screens.ask import Answer, Ask
 from chimera.tui.screens.doctor import Doctor, Examined
+from tests.store.samples import TARGET, new_run, whole_session
 from tests.widgets.screens import screen_text
 
-from .quiet import QuietApp, snapshot, until, update
+from .quiet import QuietApp, notes, snapshot, until, update
 
 RATE = Evidence(
     "decode rate", 40.0, threshold=85.0, window_s=60.0, unit="tok/s", via="own timings",
@@ -109,7 +112,7 @@ async def test_without_a_run_this_moment_is_judged(begun: list[tuple[str, Callab
         await pilot.press("d")
         await until(pilot, lambda: [name for name, _ in begun] == ["examination"])
         assert "not checked yet" in screen_text(app)
-        begun[0][1]()
+        await asyncio.to_thread(begun[0][1])
         await until(pilot, lambda: "this moment: " in screen_text(app) and "not checked" not in screen_text(app))
 
 
@@ -135,9 +138,7 @@ async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_g
     begun: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = QuietApp()
-    heard: list[Message] = []
-    monkeypatch.setattr(app, "post", heard.append)
-    monkeypatch.setattr(doctor, "start", lambda post, command: post(RunBegun("zhes")))
+    monkeypatch.setattr(commands, "ask_chimera", lambda *arguments: Said(0, '{"run": {"id": "zhes"}}', ""))
     async with app.run_test(size=(120, 40)) as pilot:
         app.post_message(RunChanged(judged(OFFLOAD)))
         await pilot.press("d")
@@ -150,7 +151,7 @@ async def test_the_run_that_tries_a_remedy_is_followed_although_the_screen_has_g
         thread = threading.Thread(target=begun[0][1])
         thread.start()
         await asyncio.to_thread(thread.join)
-    assert [one.run_id for one in heard if isinstance(one, RunBegun)] == ["zhes"]
+        await until(pilot, lambda: app.journal._follow == "zhes")
 
 
 async def test_the_key_of_an_answer_means_nothing_below_the_question() -> None:
@@ -238,6 +239,89 @@ def test_the_examination_of_a_moment_is_made_of_its_readings() -> None:
     assert isinstance(message, Examined)
 
 
+def test_what_the_server_could_load_and_earlier_runs_are_asked_once_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    asked: list[Target] = []
+
+    async def installed_on(target: Target) -> tuple[ModelInfo, ...]:
+        asked.append(target)
+        return (ModelInfo("small:1b"),)
+
+    monkeypatch.setattr("chimera.runner.doctor.installed_on", installed_on)
+    loaded, target = Loaded(ServerInfo(TARGET.kind, TARGET.url or ""), ModelInfo("gemma3:4b")), TARGET
+    known = doctor.Known()
+    known.ask(target, loaded)
+    assert known.installed == (ModelInfo("small:1b"),)
+    assert not known.history
+    with Journal.open() as journal:
+        run = new_run(journal, "run", model="gemma3:4b")
+        whole_session(journal, run, 1, "c0", [90.0, 91.0, 92.0, 90.5])
+        journal.set_state(run.id, "done")
+    known.ask(target, loaded)
+    assert [one.run for one in known.history] == [run.id]
+    assert asked == [target], "once a minute"
+    known.ask(replace(target, url="http://127.0.0.1:11435"), loaded)
+    assert len(asked) == 2
+
+
+def test_installed_models_earlier_runs_and_engine_starts_are_evidence_of_a_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[EvidenceSet] = []
+
+    def diagnose(evidence: EvidenceSet) -> list[Finding]:
+        seen.append(evidence)
+        return []
+
+    monkeypatch.setattr("chimera.diagnosis.rules.diagnose", diagnose)
+    known = doctor.Known()
+    known.installed = (ModelInfo("small:1b"),)
+    starts = (EngineStart(1.0, 7, {"-c": "4096"}),)
+    posted: list[Message] = []
+    doctor.examine(posted.append, (snapshot(),), Loaded(), 0.0, known=known, starts=starts)
+    assert seen[0].installed == known.installed
+    assert seen[0].engine_starts == starts
+
+
+async def test_engines_that_are_started_for_others_are_kept_for_the_doctor() -> None:
+    app = QuietApp()
+    start = EngineStart(1.0, 7, {"-c": "4096"})
+    async with app.run_test() as pilot:
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await until(pilot, lambda: list(app.state.starts) == [start])
+        app.post_message(RunChanged(update(first=True)))
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await pilot.pause()
+        assert len(app.state.starts) == 1, "that is an engine of our own run"
+        app.choose(Target("ollama", "http://127.0.0.1:11434"))
+        assert not app.state.starts
+
+
+async def test_a_look_that_fails_is_not_the_last_one(
+    begun: list[tuple[str, Callable[[], None]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("defect")
+
+    monkeypatch.setattr(doctor, "examine", fails)
+    monkeypatch.setattr(doctor.Known, "ask", lambda *_: None)
+    monkeypatch.setattr(doctor, "LOOK_S", 0.0)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(SnapshotTaken(snapshot()))
+        await pilot.pause()
+        await pilot.press("d")
+        await until(pilot, lambda: len(begun) == 1)
+        with pytest.raises(RuntimeError, match="defect"):
+            begun[0][1]()
+        await pilot.pause()
+        app.paint()
+        await until(pilot, lambda: len(begun) == 2)
+
+
 def test_the_servers_log_speaks_on_the_screen_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serverlog, "ollama_log", lambda since: ['msg="invalid option provided" option=num_ctxx'])
     loaded = Loaded(ServerInfo("ollama", "http://127.0.0.1:11434"))
@@ -270,14 +354,14 @@ def test_the_bundle_key_writes_both_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert posted[-1].level == "error"
 
 
-def test_a_command_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_command_that_fails_is_told_in_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    posted: list[Message] = []
-    doctor.start(posted.append, ["doctor", "--apply", "1", "--detach", "--json"])
-    [message] = posted
-    assert isinstance(message, Told)
-    assert "There is no run" in message.text
-    assert not isinstance(message, RunBegun)
+    said = commands.ask_chimera("doctor", "--apply", "1", "--detach", "--json")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        assert app.begun(said) is None
+        await until(pilot, lambda: "There is no run" in notes(app))
+    assert app.journal._follow is None
 
 
 def test_text_from_servers_is_no_markdown_on_the_page() -> None:

@@ -45,3 +45,17 @@ async def test_a_run_with_agents_shows_a_lane_each_and_their_rate_together(size:
         assert not re.search(r"tok/s +[▲▼=]", shown), "the rate of all together is not compared with that of a request"
         app.post_message(RunChanged(replace(told, run=replace(run, state="done"), progress=None)))
         assert "decoding" not in await painted(app, pilot, "last request"), "the last requests stand there again"
+
+
+async def test_rates_of_single_agents_are_no_baseline_also_between_two_sessions() -> None:
+    app = QuietApp()
+    async with app.run_test() as pilot:
+        told = update(first=True, rows=8)
+        assert told.progress is not None
+        run, loading = replace(told.run, workload=Workload(agents=2)), replace(told.progress, stage="loading", lanes=())
+        app.post_message(RunChanged(replace(told, run=run, progress=loading)))
+        await until(pilot, lambda: len(app.state.measurements) == 8)
+        assert app.state.rates() == []
+        app.post_message(RunChanged(replace(told, run=replace(run, state="done"), progress=None)))
+        await pilot.pause()
+        assert app.state.rates() == []

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from syrupy.assertion import SnapshotAssertion
 from textual.pilot import Pilot
+from textual.screen import ModalScreen
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.run import Target
@@ -20,8 +21,9 @@ from chimera.domain.verdict import Verdict
 from chimera.errors import BackendUnavailable
 from chimera.presets.loader import guide_presets
 from chimera.runner.honesty import Here, Measured, preset_rows
-from chimera.tui import feeds
-from chimera.tui.messages import RunChanged, ServersFound
+from chimera.tui import commands, feeds
+from chimera.tui.commands import Said
+from chimera.tui.messages import RunChanged, ServersFound, Told
 from chimera.tui.screens import presets
 from chimera.tui.screens.ask import Ask
 from chimera.tui.screens.presets import Judged, Presets, Read, comparison, judge, read
@@ -59,7 +61,15 @@ def begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[tuple[str, Ca
     monkeypatch.delenv("CHIMERA_DB", raising=False)
     monkeypatch.chdir(tmp_path)
     kept: list[tuple[str, Callable[[], None]]] = []
-    monkeypatch.setattr(feeds, "begin", lambda name, post, work: kept.append((name, work)))
+    real = feeds.begin
+
+    def begin(name: str, post: feeds.Post, work: Callable[[], None]) -> None:
+        if name in presets.WAITS:
+            real(name, post, work)
+        else:
+            kept.append((name, work))
+
+    monkeypatch.setattr(feeds, "begin", begin)
     return kept
 
 
@@ -135,6 +145,119 @@ async def test_a_broken_file_is_named_with_line_and_field() -> None:
         assert "options.num_gpu" in words(app)
 
 
+async def test_folders_and_files_are_told_from_the_home_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        assert "TOML files in ~/config/presets;" in words(app)
+        await pilot.press("8")
+        await until(pilot, lambda: "put one into ~/config/presets." in notes(app))
+    folder = tmp_path / "config" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('name = "mine"\ntitle = "Mine"\ndigit = 6\n\n[options]\nnum_gpu = 3\n')
+    (folder / "broken.toml").write_text('name = "broken"\ntitle = "B"\n\n[options]\nnum_gpu = "many"\n')
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await pilot.press("end")
+        await until(pilot, lambda: "~/config/presets/mine.toml" in words(app))
+        assert "▲ ~/config/presets/broken.toml:5" in words(app)
+        assert str(tmp_path) not in words(app)
+
+
+async def test_a_title_is_no_markup_in_the_palette() -> None:
+    folder = Path("config/presets")
+    folder.mkdir(parents=True)
+    (folder / "mine.toml").write_text('name = "mine"\ntitle = "[red]Mine[/] [/b]"\n\n[options]\nnum_gpu = 3\n')
+    app = QuietApp()
+    async with app.run_test(size=(120, 50)) as pilot:
+        await pilot.press("ctrl+p")
+        await until(pilot, lambda: isinstance(app.screen, ModalScreen))
+        await pilot.press(*"mine")
+        await until(pilot, lambda: "Run [red]Mine[/] [/b]" in screen_text(app))
+
+
+async def test_why_there_is_no_server_is_told_anew_when_it_is_known() -> None:
+    app = QuietApp(UiOptions())
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await until(pilot, lambda: "looking for a server" in words(app))
+        app.post_message(ServersFound((), "Nothing answers at 11434."))
+        await pilot.pause()
+        app.paint()
+        await until(pilot, lambda: "Nothing answers at 11434." in words(app))
+
+
+async def test_a_plan_that_comes_when_one_has_gone_on_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def slow(*arguments: str) -> Said:
+        answer.wait(10)
+        return Said(0, json.dumps(PLAN), "")
+
+    monkeypatch.setattr(commands, "ask_chimera", slow)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await pilot.press("v", "t")
+        await until(pilot, partial(shows, app, "Tune"))
+        answer.set()
+        await until(pilot, lambda: not app.state.working)
+        assert shows(app, "Tune")
+
+
+async def test_a_start_in_work_goes_on_when_the_screen_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    asked: list[tuple[str, ...]] = []
+
+    def slow(*arguments: str) -> Said:
+        asked.append(arguments)
+        if "--dry-run" in arguments:
+            return Said(0, json.dumps(PLAN), "")
+        answer.wait(10)
+        return Said(0, '{"run": {"id": "abcd"}}', "")
+
+    monkeypatch.setattr(commands, "ask_chimera", slow)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await pilot.press("v")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("y")
+        await until(pilot, lambda: len(asked) == 2)
+        await until(pilot, lambda: "starting …" in screen_text(app))
+        await pilot.press("r")
+        await until(pilot, partial(shows, app, "Runs"))
+        answer.set()
+        await until(pilot, lambda: app.journal._follow == "abcd")
+        assert shows(app, "Runs"), "nobody is taken away from where they are"
+
+
+async def test_a_thread_that_ends_after_its_screen_tells_the_app_and_raises_nothing() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await opened(app, pilot)
+        post = screen.poster()
+        await pilot.press("escape")
+        await until(pilot, lambda: not isinstance(app.screen, Presets))
+        failed: list[Exception] = []
+
+        def late() -> None:
+            try:
+                read(post)
+                post(Told("told late", "warn"))
+            except Exception as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=late)
+        thread.start()
+        await until(pilot, lambda: not thread.is_alive())
+        await until(pilot, lambda: "told late" in notes(app))
+        assert failed == []
+
+
 async def test_enter_runs_it_and_goes_to_where_it_is_seen() -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
@@ -191,7 +314,7 @@ async def test_one_key_leads_back_however_many_screens_were_seen() -> None:
 
 async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line((0, PLAN, ""), (0, {"run": {"id": "abcd"}}, ""))
-    monkeypatch.setattr(presets, "ask_chimera", line)
+    monkeypatch.setattr(commands, "ask_chimera", line)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         screen = await opened(app, pilot)
@@ -210,13 +333,13 @@ async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch:
 
 
 async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = asyncio.Event()
+    answer = threading.Event()
 
-    async def slow(*arguments: str) -> tuple[int, str, str]:
-        await answer.wait()
-        return 0, json.dumps(PLAN), ""
+    def slow(*arguments: str) -> Said:
+        answer.wait(10)
+        return Said(0, json.dumps(PLAN), "")
 
-    monkeypatch.setattr(presets, "ask_chimera", slow)
+    monkeypatch.setattr(commands, "ask_chimera", slow)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, pilot)
@@ -230,7 +353,7 @@ async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPat
 
 async def test_a_no_starts_nothing_and_a_failed_plan_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line((0, PLAN, ""), (3, None, "looking …\nNothing answers there."))
-    monkeypatch.setattr(presets, "ask_chimera", line)
+    monkeypatch.setattr(commands, "ask_chimera", line)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, pilot)

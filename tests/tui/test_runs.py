@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from syrupy.assertion import SnapshotAssertion
@@ -17,13 +21,17 @@ from textual.widgets import Input
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.finding import Evidence, Finding
-from chimera.domain.run import Run, RunState, Session
+from chimera.domain.options import Options
+from chimera.domain.run import Run, RunState, Session, Target, Trial
 from chimera.domain.server import ModelInfo
 from chimera.domain.verdict import Verdict
+from chimera.domain.workload import Workload
 from chimera.runner.facts import facts_of
 from chimera.store.journal import Journal, Tally
+from chimera.tui import commands
+from chimera.tui.commands import Said
 from chimera.tui.feeds import JournalFeed
-from chimera.tui.messages import RunChanged, Told
+from chimera.tui.messages import RunChanged, Told, Worked
 from chimera.tui.screens.ask import Ask
 from chimera.tui.screens.runs import PAGE, Counted, Listed, Runs, Shown
 from chimera.widgets.history import run_page
@@ -32,6 +40,7 @@ from chimera.widgets.rows import text_of
 from tests.store.samples import new_run, request, whole_session
 from tests.widgets import data
 from tests.widgets.screens import ScreenText, screen_text
+from tests.widgets.test_arms import FACTS
 
 from .quiet import QuietApp, notes, until, update
 
@@ -186,6 +195,173 @@ async def test_the_export_tells_its_file_and_writes_over_none(journal: Journal) 
         await until(pilot, Path(f"chimera-{run.id}.csv").exists)
 
 
+def with_agents(journal: Journal) -> Run:
+    """A finished run of two agents at once, whose figures have intervals."""
+    trials = [Trial("c0", "baseline", Options(), notes=("1 agent",)), Trial("c1", "candidate", Options())]
+    target, plan = Target("embedded"), {"saturation": True}
+    run = journal.create_run("agents", target, Workload(agents=2), seed=1, trials=trials, plan=plan)
+    for number in range(6):
+        journal.begin_session(run.id, Session(number + 1, f"c{number % 2}", round=number // 2))
+        told = [replace(request(40.0), completion_tokens=40 + number + agent, agent=agent) for agent in (0, 1)]
+        journal.add_measurements(run.id, number + 1, told)
+        journal.end_session(run.id, number + 1, "done")
+    journal.set_state(run.id, "done")
+    return run
+
+
+async def test_what_each_agent_got_is_computed_by_another_process_and_not_beside_a_run(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = with_agents(journal)
+    asked: list[tuple[str, ...]] = []
+
+    def answer(*arguments: str) -> Said:
+        asked.append(arguments)
+        arms = [{**one, "ttft_p95_s": 0.2} for one in FACTS["arms"]]
+        return Said(0, json.dumps({"agents": {**FACTS, "arms": arms}}), "")
+
+    monkeypatch.setattr(commands, "ask_chimera", answer)
+    app = QuietApp()
+    async with app.run_test(size=(120, 60)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        app.post_message(Worked(replace(data.RUN, id="zz99", state="running"), None))
+        await pilot.press("enter")
+        await until(pilot, lambda: "computed when run zz99 has ended" in screen_text(app))
+        app.paint()
+        assert asked == []
+        app.post_message(Worked(None, None))
+        await painted(app, pilot, "fairness")
+        assert asked == [("runs", "show", run.id, "--json")]
+        assert "being computed" not in screen_text(app)
+        app.paint()
+        assert len(asked) == 1
+
+
+def test_show_and_export_bring_neither_scipy_nor_numpy_into_the_process(journal: Journal, tmp_path: Path) -> None:
+    run = with_agents(journal)
+    code = f"""
+import asyncio, sys
+from pathlib import Path
+from chimera.tui.app import ChimeraApp
+from chimera.cli.ui import UiOptions
+from chimera.tui import screens
+from tests.widgets.screens import screen_text
+
+async def main():
+    app = ChimeraApp(UiOptions(embedded=True))
+    async with app.run_test(size=(120, 60)) as pilot:
+        async def wait(reached):
+            for _ in range(600):
+                await pilot.pause(0.05)
+                if reached():
+                    return
+            raise SystemExit("not reached:\\n" + screen_text(app))
+        await pilot.press("r")
+        await wait(lambda: isinstance(app.screen, screens.Runs) and "{run.id}" in screen_text(app))
+        await pilot.press("enter")
+        await wait(lambda: app.state.figures)
+        await pilot.press("e")
+        await wait(lambda: isinstance(app.screen, screens.Ask))
+        await pilot.press("j")
+        await wait(Path("chimera-{run.id}.json").exists)
+        await wait(lambda: not app.state.working)
+
+asyncio.run(main())
+print([name for name in ("numpy", "scipy", "optuna") if name in sys.modules])
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(root)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    assert json.loads((tmp_path / f"chimera-{run.id}.json").read_text())["agents"]["arms"]
+
+
+async def test_the_list_is_read_again_after_a_read_that_failed(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chimera.tui.screens import runs
+
+    monkeypatch.setattr(runs, "LOOK_S", 0.1)
+    run = new_run(journal, "run")
+    failing = True
+    read = journal.runs
+
+    def sometimes(**wanted: Any) -> list[Run]:
+        if failing:
+            raise RuntimeError("defect")
+        return read(**wanted)
+
+    monkeypatch.setattr(journal, "runs", sometimes)
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        app.journal.ready(journal)
+        await pilot.press("r")
+        await until(pilot, lambda: any(isinstance(one, Told) and "defect" in one.text for one in app.asked))
+        failing = False
+        await painted(app, pilot, run.id)
+
+
+async def test_steps_with_an_open_page_are_read_one_at_a_time_and_the_last_one_is_shown(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from chimera.tui.screens import runs
+
+    every = [new_run(journal, "run") for _ in range(8)]
+    free = threading.Event()
+    at_once, most, read = 0, 0, []
+    show = runs.show
+
+    def slow(post: Any, opened: Journal, run_id: str) -> None:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        read.append(run_id)
+        free.wait(5)
+        show(post, opened, run_id)
+        at_once -= 1
+
+    monkeypatch.setattr(runs, "show", slow)
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: every[0].id in screen_text(app))
+        await pilot.press("enter", *["down"] * 6)
+        free.set()
+        wanted = every[1].id
+        await until(pilot, lambda: f"run {wanted}" in screen_text(app))
+        assert most == 1
+        assert read == [every[-1].id, wanted]
+
+
+async def test_a_new_look_takes_nothing_from_a_page_more(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page was lost where a look was asked while it was read."""
+    from chimera.tui.screens import runs
+
+    every = [new_run(journal, "run") for _ in range(PAGE + 20)]
+    monkeypatch.setattr(runs, "LOOK_S", 0.05)
+    grow = runs.grow
+
+    def slow(*arguments: Any) -> None:
+        time.sleep(0.3)
+        grow(*arguments)
+
+    monkeypatch.setattr(runs, "grow", slow)
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(app, pilot, journal)
+        await until(pilot, lambda: every[-1].id in screen_text(app))
+        await pilot.press("end")
+        for number in range(10):
+            journal.rename(every[-1].id, f"name {number}")
+            app.paint()
+            await pilot.pause(0.05)
+        await until(pilot, lambda: len(screen._runs) == PAGE + 20)
+
+
 async def test_a_run_that_has_ended_is_shown_on_the_dashboard(journal: Journal) -> None:
     run = compared(journal)
     app = QuietApp()
@@ -277,10 +453,10 @@ async def test_the_screen(
         await until(pilot, lambda: isinstance(app.screen, Runs))
         screen = app.screen
         assert isinstance(screen, Runs)
-        screen.post_message(Listed(screen._asked, runs, 6, 1))
+        screen.post_message(Listed("", runs, 6, 1))
         screen.post_message(Counted({run.id: (12, number) for number, run in enumerate(runs)}))
         await pilot.press("enter")
-        screen.post_message(Shown("r0xy", told))
+        screen.post_message(Shown(runs[0], told))
         await pilot.pause()
         assert screen_text(app) == snapshot.use_extension(ScreenText)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,16 +17,19 @@ from chimera.domain.options import Options
 from chimera.domain.run import RunState, Statistic, Target, Trial
 from chimera.domain.verdict import Verdict
 from chimera.runner.follow import Compared, Update
+from chimera.tui import commands
+from chimera.tui.commands import Said
 from chimera.tui.messages import RunChanged, ServersFound
 from chimera.tui.screens import tune
 from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.doctor import Doctor
 from chimera.tui.screens.outputs import Outputs
 from chimera.tui.screens.tune import Tune
 from tests.widgets import data
 from tests.widgets.screens import screen_text
 from tests.widgets.test_arms import FACTS
 
-from .quiet import QuietApp, until, update
+from .quiet import QuietApp, notes, until, update
 from .test_app import OLLAMA
 
 PLAN: dict[str, Any] = {
@@ -53,10 +57,10 @@ class Line:
         self.asked: list[tuple[str, ...]] = []
         self._answers = list(answers)
 
-    async def __call__(self, *arguments: str) -> tuple[int, str, str]:
+    def __call__(self, *arguments: str) -> Said:
         self.asked.append(arguments)
         code, document, err = self._answers.pop(0)
-        return code, json.dumps(document), err
+        return Said(code, json.dumps(document), err)
 
 
 @pytest.fixture
@@ -65,7 +69,7 @@ def line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Line]:
 
     def install(*answers: tuple[int, object, str]) -> Line:
         made = Line(*answers)
-        monkeypatch.setattr(tune, "ask_chimera", made)
+        monkeypatch.setattr(commands, "ask_chimera", made)
         return made
 
     return install
@@ -366,6 +370,133 @@ async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> 
         await pilot.press("s")
         await pilot.pause()
         assert len(asked.asked) == 1
+
+
+async def test_a_form_and_its_plan_are_there_when_one_comes_back(line: Callable[..., Line]) -> None:
+    asked = line((0, PLAN, ""), (0, {"run": {"id": "k7f2"}}, ""))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "space", "down", "enter", *"60,80", "enter", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        text = screen_text(app)
+        for wanted in ("60,80", "ttft", "70 sessions"):
+            assert wanted in text
+        await pilot.press("s")
+        await until(pilot, lambda: app.journal._follow == "k7f2")
+        assert len(asked.asked) == 2, "it was planned already"
+
+
+async def test_a_plan_of_what_is_no_longer_wanted_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held((0, PLAN, ""))
+    monkeypatch.setattr(commands, "ask_chimera", held)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: held.asked)
+        assert "looking at the server" in shown(app)
+        app.choose(Target("ollama", url=OLLAMA.url))
+        held.free.set()
+        await until(pilot, lambda: "p shows the plan of this" in shown(app))
+        assert app.state.draft.drawn is None
+
+
+async def test_a_run_that_was_turned_away_from_stays_so_when_one_comes_back() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("n", "escape", "t")
+        await until(pilot, lambda: isinstance(app.screen, Tune))
+        assert not app.screen.has_class("-live")
+
+
+class Held(Line):
+    """Answers when it is told to."""
+
+    def __init__(self, *answers: tuple[int, object, str]) -> None:
+        super().__init__(*answers)
+        self.free = threading.Event()
+
+    def __call__(self, *arguments: str) -> Said:
+        said = super().__call__(*arguments)
+        self.free.wait(10)
+        return said
+
+
+async def test_what_is_applied_goes_on_when_the_screen_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held((0, {"words": "c1 is better.", "applied": {"made": "model fast"}}, ""))
+    monkeypatch.setattr(commands, "ask_chimera", held)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("a", *"fast", "enter")
+        await until(pilot, lambda: held.asked)
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        held.free.set()
+        await until(pilot, lambda: "Applied: model fast" in notes(app))
+        assert "No proof was run" in notes(app)
+
+
+async def test_a_start_in_work_is_followed_from_another_screen_and_named_to_who_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        monkeypatch.setattr(commands, "ask_chimera", Line((0, PLAN, "")))
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        held = Held((0, {"run": {"id": "k7f2"}}, ""))
+        monkeypatch.setattr(commands, "ask_chimera", held)
+        await pilot.press("s", "s")
+        await until(pilot, lambda: held.asked)
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        monkeypatch.setattr(app, "exit", lambda: None)
+        await app.action_quit()
+        assert app.farewell == "A comparison is being started."
+        held.free.set()
+        await until(pilot, lambda: app.journal._follow == "k7f2")
+        assert len(held.asked) == 1, "the second key started nothing"
+
+
+def test_a_command_goes_on_when_the_terminal_ends() -> None:
+    code = "import os; print(os.getsid(0) == os.getpid())"
+    done: list[list[str]] = []
+    run = subprocess.run
+
+    def spy(command: list[str], **options: Any) -> object:
+        done.append(command)
+        return run([sys.executable, "-c", code], **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "run", spy)
+        said = commands.ask_chimera("apply", "k7f2")
+    assert said.out.strip() == "True"
+    assert done[0][1:] == ["-m", "chimera", "apply", "k7f2"]
+
+
+async def test_figures_of_an_earlier_end_are_not_those_of_a_run_that_goes_on(line: Callable[..., Line]) -> None:
+    asked = line((0, {"agents": FACTS}, ""), (0, {"agents": FACTS}, ""))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(several("stopped")))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-arms"))
+        app.post_message(RunChanged(several("running")))
+        await pilot.pause()
+        app.paint()
+        assert not app.screen.has_class("-arms")
+        app.post_message(RunChanged(several("done", **DONE)))
+        await until(pilot, lambda: app.screen.has_class("-arms"))
+        assert len(asked.asked) == 2
 
 
 def test_a_proof_that_does_not_show_the_gain_again_says_so() -> None:

@@ -56,3 +56,14 @@ def test_effects_always_have_a_sign() -> None:
 def test_parameters_of_small_and_large_models() -> None:
     assert fmt.parameters(268_098_176) == "268 M"
     assert fmt.parameters(4_299_915_632) == "4.3 B"
+
+
+def test_the_home_folder_is_a_tilde_and_a_neighbour_of_it_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert fmt.homely("/home/ann/.config/x.toml") == "~/.config/x.toml"
+    assert fmt.homely("run ab12 written to /home/ann/a.csv") == "run ab12 written to ~/a.csv"
+    assert fmt.homely("in /home/ann: nothing") == "in ~: nothing"
+    for other in ("/home/anna/x", "/mnt/home/ann/x", "/home/ann.old/x"):
+        assert fmt.homely(other) == other
+    monkeypatch.setenv("HOME", "/")
+    assert fmt.homely("/etc/x") == "/etc/x"

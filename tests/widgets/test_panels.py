@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from textual.geometry import Size
 
 from chimera.domain.finding import Evidence, Finding
 from chimera.domain.measurement import Measurement
@@ -41,8 +42,9 @@ from chimera.widgets import (
     TtftPanel,
 )
 from chimera.widgets.host import core_bars
+from chimera.widgets.listing import Listing, Page
 from chimera.widgets.progress import fraction
-from chimera.widgets.rows import Row, row_cells, text_of
+from chimera.widgets.rows import Line, Row, row_cells, text_of
 from chimera.widgets.throughput import large
 from chimera.widgets.ttft import split
 
@@ -625,3 +627,41 @@ def test_no_interval_says_what_it_takes() -> None:
     plot = IntervalPlot()
     plot.update([Verdict("c1", "c0", "decode_tok_s", "insufficient", n=1)])
     assert "two complete rounds" in text(plot)
+
+
+# listing
+
+
+async def test_measuring_a_list_does_not_scroll_it() -> None:
+    listing = Listing()
+    app = Alone(listing)
+    async with app.run_test(size=(40, 8)) as pilot:
+        listing.update([f"k{number}" for number in range(30)], lambda key, width: Line(width).add(key).row())
+        listing.focus()
+        await pilot.press("end")
+        before = listing.on_screen
+        assert before[-1] == "k29"
+        size = Size(40, 8)
+        listing.get_content_height(size, size, 38)
+        assert listing.on_screen == before
+        await pilot.press("up")
+        assert listing.on_screen == before, "the cursor moves, the rows stand still"
+
+
+async def test_measuring_a_page_does_not_scroll_it() -> None:
+    page = Page()
+    app = Alone(page)
+    async with app.run_test(size=(40, 8)) as pilot:
+        page.update("one", lambda width: [Line(width).add(f"row {number}.").row() for number in range(30)])
+        page.focus()
+        await pilot.press("end")
+        await pilot.pause()
+        assert "row 29." in screen_text(app)
+        size = Size(40, 8)
+        page.get_content_height(size, size, 38)
+        page.refresh()
+        await pilot.press("up", "up")
+        await pilot.pause()
+        shown = screen_text(app)
+        assert "row 22." in shown
+        assert "▼ 3 more lines" in shown

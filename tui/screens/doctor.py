@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -18,7 +15,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Markdown, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -35,22 +31,26 @@ from chimera.widgets.keys import KeyBar
 from chimera.widgets.log import SIGNS
 
 from .. import feeds
-from ..messages import RunBegun, Told
+from ..feeds import Post
+from ..messages import Told
 from .ask import Answer, Ask
+from .base import AppScreen
 
 if TYPE_CHECKING:
+    from chimera.diagnosis.evidence import EngineStart, EvidenceSet, PastRun
+    from chimera.domain.server import ModelInfo
     from chimera.runner.cure import Cure
     from chimera.telemetry.loaded import Loaded
 
-    from ..app import ChimeraApp
     from ..state import LiveState
 
 LOG_S = 600.0
 """The last part of the server's log that a look takes in."""
 LOOK_S = 5.0
 """Between two looks at this moment, where no run tells what it found."""
+INSTALLED_S = 60.0
+"""Between two questions to the server what it could load."""
 _SPECIAL = re.compile(r"([\\`*_{}\[\]<>#+!|~])")
-Post = Callable[[Message], object]
 
 
 @dataclass
@@ -63,10 +63,45 @@ class Examined(Message):
     of_last: tuple[Finding, ...] = ()
 
 
-class Doctor(Screen[None]):
+@dataclass
+class LookEnded(Message):
+    """The thread that looked has ended, well or not."""
+
+
+class Known:
+    """What a look takes besides readings, asked anew where it may have changed: a thread's own."""
+
+    def __init__(self) -> None:
+        self.installed: tuple[ModelInfo, ...] = ()
+        """What the server could load."""
+        self.history: tuple[PastRun, ...] = ()
+        """Earlier runs of its model."""
+        self._asked: tuple[Target | None, float] = (None, 0.0)
+        self._read: object = None
+
+    def ask(self, target: Target, loaded: Loaded) -> None:
+        """Ask the server at most once a minute, and the journal where a run has come or gone."""
+        import asyncio
+
+        from chimera.runner.doctor import installed_on, past_of
+        from chimera.store.journal import Journal
+
+        of, at = self._asked
+        if of != target or time.monotonic() - at >= INSTALLED_S:
+            self.installed = asyncio.run(installed_on(target))
+            self._asked = (target, time.monotonic())
+        with Journal.open() as journal:
+            newest = [(run.id, run.state) for run in journal.runs(limit=1)]
+            if (newest, loaded.model) != self._read:
+                self.history = past_of(journal, loaded)
+                self._read = (newest, loaded.model)
+
+
+class Doctor(AppScreen):
     """Findings of the followed run, or of this moment where none goes on."""
 
     CSS_PATH = "doctor.tcss"
+    PANELS = ("#about", "#findings", "#text")
     HELP: ClassVar[str | None] = """\
 ## Doctor
 
@@ -83,11 +118,11 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     ]
 
     def __init__(self, state: LiveState) -> None:
-        super().__init__()
+        super().__init__(state)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
-        self._state = state
         self._log = ServiceLog(LOG_S)
+        self._known = Known()
         self._now: tuple[Finding, ...] | None = None
         self._last: Run | None = None
         self._of_last: tuple[Finding, ...] = ()
@@ -110,20 +145,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
 
     def on_mount(self) -> None:
         """Show what is known."""
-        # Kept: a thread that ends after the screen has gone finds no way up from it any more.
-        self._tell = self.chimera.post
         self.query_one("#findings").focus()
         self.paint(self._state, time.monotonic())
 
     # What there is ---------------------------------------------------------------------------------------------------
-
-    @property
-    def chimera(self) -> ChimeraApp:
-        """The app, by its own type."""
-        from ..app import ChimeraApp
-
-        assert isinstance(self.app, ChimeraApp)
-        return self.app
 
     @property
     def run(self) -> Run | None:
@@ -150,18 +175,23 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; nothing is redrawn where nothing changed."""
         self._state = state
-        if not state.running and not self._asking and now - self._asked_at >= LOOK_S and state.recent:
+        if state.at_work is None and not self._asking and now - self._asked_at >= LOOK_S and state.recent:
             self._asked_at, self._asking = now, True
             recent, loaded, offset = tuple(state.recent), state.watched.loaded, state.epoch
-            # A defect in there is told, and ends no more than this look.
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
-            before = self._now or ()
-            feeds.begin(
-                "examination",
-                self._post,
-                lambda: examine(self._post, recent, loaded, offset, target, before, self._log),
-            )
+            before, post = self._now or (), self.poster()
+            known, of, starts = self._known, state.target, tuple(state.starts)
+
+            def look() -> None:
+                try:
+                    if of is not None:
+                        known.ask(of, loaded)
+                    examine(post, recent, loaded, offset, target, before, self._log, known, starts)
+                finally:  # a defect in there is told, and ends no more than this look
+                    post(LookEnded())
+
+            feeds.begin("examination", post, look)
         found = self.findings()
         about = self._about(found)
         line = self.query_one("#about", Static)
@@ -172,19 +202,15 @@ verdict says whether it helped. Nothing here means that nothing was seen.
             self._list(found or ())
             self._shown = found
 
-    def _post(self, message: Message) -> None:
-        """From a thread, which may outlive the screen."""
-        if isinstance(message, Examined):
-            if self.is_attached:
-                self.post_message(message)
-        else:
-            self._tell(message)
-
     @on(Examined)
     def _examined(self, message: Examined) -> None:
-        self._now, self._asking = message.findings, False
+        self._now = message.findings
         self._last, self._of_last = message.last, message.of_last
         self.paint(self._state, time.monotonic())
+
+    @on(LookEnded)
+    def _look_ended(self) -> None:
+        self._asking = False
 
     def _about(self, found: Sequence[Finding] | None) -> str:
         run = self.run
@@ -280,6 +306,8 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if run.state not in ENDED:
             self.notify(f"Run {run.id} goes on: a remedy is tried when it has ended.", markup=False)
             return
+        if self.chimera.must_wait("a remedy is tried"):
+            return
         asks = run.target.kind not in {"embedded"} and run.target.url is not None and not self._state.reload_agreed
         warning = " The server reloads its model for it; its settings are put back at the end." if asks else ""
         answer = await self.app.push_screen_wait(
@@ -296,10 +324,11 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if answer is None or answer == "no":
             return
         self._state.reload_agreed = self._state.reload_agreed or asks
-        command = ["doctor", run.id, "--apply", answer, "--detach", "--json", "--yes"]
         self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
-        # A process of its own: planning a comparison loads what this one does without.
-        feeds.begin("remedy", self._post, lambda: start(self._post, command))
+        self.chimera.command(
+            "remedy", "doctor", run.id, "--apply", answer, "--detach", "--json", "--yes",
+            then=self.chimera.begun, goes_on="A remedy is being started",
+        )  # fmt: skip
         self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
@@ -308,9 +337,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         target = self._state.target
         if self._may_not():
             return
-        if target is None or self._state.running:
-            words = "A run goes on." if self._state.running else "No server: press m to pick one."
-            self.notify(f"No heat check now. {words}", markup=False)
+        if target is None:
+            self.notify("No heat check now. No server: press m to pick one.", markup=False)
+            return
+        if self.chimera.must_wait("a heat check can start"):
             return
         answer = await self.app.push_screen_wait(
             Ask(
@@ -327,8 +357,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if answer in {None, "no"}:
             return
         self.chimera.tell(f"heat check of {answer} minutes …")
-        command = ["doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target)]
-        feeds.begin("heat check", self._post, lambda: start(self._post, command))
+        self.chimera.command(
+            "heat check", "doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target),
+            then=self.chimera.begun, goes_on="A heat check is being started",
+        )  # fmt: skip
         self.dismiss()
 
     def _may_not(self) -> bool:
@@ -341,8 +373,9 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         run = self.run
         path = Path.cwd() / f"chimera-evidence-{time.strftime('%Y%m%d-%H%M%S')}.md"
         recent, loaded, offset = tuple(self._state.recent), self._state.watched.loaded, self._state.epoch
-        run_id = run.id if run is not None else None
-        feeds.begin("bundle", self._post, lambda: write(self._post, path, run_id, recent, loaded, offset))
+        run_id, post = run.id if run is not None else None, self.poster()
+        known, starts = self._known, tuple(self._state.starts)
+        feeds.begin("bundle", post, lambda: write(post, path, run_id, recent, loaded, offset, known, starts))
 
 
 def _place(target: Target) -> list[str]:
@@ -372,24 +405,43 @@ def examine(
     target: Target | None = None,
     before: Sequence[Finding] = (),
     log: ServiceLog | None = None,
+    known: Known | None = None,
+    starts: Sequence[EngineStart] = (),
 ) -> None:
     """Ask the rules about this moment, and the journal what was found of a target's last run.
 
     What was among the findings `before` keeps the time at which it was first seen.
     """
     from chimera.diagnosis.rules import diagnose, since_first_seen
+
+    lines = log.lines(loaded.server, time.time()) if log is not None else ()
+    evidence = this_moment(recent, loaded, offset, known or Known(), starts, lines)
+    found = since_first_seen(list(before), diagnose(evidence), time.time())
+    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
+
+
+def this_moment(
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    known: Known,
+    starts: Sequence[EngineStart],
+    log: Sequence[str] = (),
+) -> EvidenceSet:
+    """What can be seen without a run, as `chimera doctor` sees it."""
     from chimera.runner.evidence import evidence_now, machine_facts
 
-    evidence = evidence_now(
+    return evidence_now(
         recent,
         loaded,
         clock_offset_s=offset,
+        history=known.history,
+        installed=known.installed,
         host=machine_facts(),
         own_pids=(os.getpid(),),
-        log=log.lines(loaded.server, time.time()) if log is not None else (),
+        engine_starts=starts,
+        log=log,
     )
-    found = since_first_seen(list(before), diagnose(evidence), time.time())
-    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
 
 
 def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
@@ -402,31 +454,24 @@ def last_of(target: Target) -> tuple[Run | None, tuple[Finding, ...]]:
         return run, tuple(journal.findings(run.id)) if run is not None else ()
 
 
-def start(post: Post, command: Sequence[str]) -> None:
-    """Start a run by a command of our own that returns at once, and follow it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "chimera", *command],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL, timeout=600,
-    )  # fmt: skip
-    try:
-        post(RunBegun(str(json.loads(done.stdout)["run"]["id"])))
-    except (ValueError, KeyError, TypeError):
-        lines = done.stderr.strip().splitlines()
-        post(Told(plain(lines[-1]) if lines else "the run could not be started", "error"))
-
-
 def write(
-    post: Post, path: Path, run_id: str | None, recent: Sequence[Snapshot], loaded: Loaded, offset: float
+    post: Post,
+    path: Path,
+    run_id: str | None,
+    recent: Sequence[Snapshot],
+    loaded: Loaded,
+    offset: float,
+    known: Known | None = None,
+    starts: Sequence[EngineStart] = (),
 ) -> None:
     """Write the bundle: the followed run's evidence, and the last ten minutes of this screen's readings."""
     from chimera.diagnosis.rules import diagnose
     from chimera.runner.doctor import Examination, bundle, examine_run, write_bundle
-    from chimera.runner.evidence import evidence_now, machine_facts
     from chimera.runner.worker import host_facts
     from chimera.store.journal import Journal
 
     try:
-        live = evidence_now(recent, loaded, clock_offset_s=offset, host=machine_facts(), own_pids=(os.getpid(),))
+        live = this_moment(recent, loaded, offset, known or Known(), starts)
         examined = [Examination(live, tuple(diagnose(live)))]
         if run_id is not None:
             with Journal.open() as journal:

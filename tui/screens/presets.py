@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
@@ -13,7 +12,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Static
 
 from chimera.domain.options import Options
@@ -22,21 +20,27 @@ from chimera.domain.run import ENDED, Target
 from chimera.domain.text import plain
 from chimera.errors import ChimeraError
 from chimera.presets.loader import all_presets, user_folder
+from chimera.widgets import format
 from chimera.widgets.keys import KeyBar
 from chimera.widgets.listing import Listing, Page
 from chimera.widgets.presets import preset_line, preset_page
 from chimera.widgets.rows import Line, Row
 
 from .. import feeds
-from ..messages import RunBegun, Told
 from .ask import Answer, Ask
-from .tune import ask_chimera, flag, last_line, plan_text, server_flags
+from .base import AppScreen
+from .tune import flag, plan_text, server_flags
 
 if TYPE_CHECKING:
     from chimera.runner.honesty import PresetRow
 
     from ..app import ChimeraApp
+    from ..commands import Said
     from ..state import LiveState
+
+PLAN, START = "plan of a preset", "start of a preset's comparison"
+WAITS = {PLAN: "drawing the plan …", START: "starting …"}
+"""Commands of this screen, with what it says while they last."""
 
 
 @dataclass
@@ -57,10 +61,11 @@ class Read(Message):
     problems: tuple[str, ...]
 
 
-class Presets(Screen[None]):
+class Presets(AppScreen):
     """A list, and the preset under its cursor."""
 
     CSS_PATH = "presets.tcss"
+    PANELS = ("#list", "#page", "#files")
     AUTO_FOCUS = "#list"
     HELP: ClassVar[str | None] = """\
 ## Presets
@@ -78,20 +83,18 @@ the server clamps; presets with the same effect on this model are named. Its aut
     ]
 
     def __init__(self, state: LiveState) -> None:
-        super().__init__()
+        super().__init__(state)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
-        self._state = state
         self._presets: dict[str, Preset] = {}
         self._rows: Mapping[str, PresetRow] = {}
         self._where = "looking at the server …"
         self._settable: frozenset[str] | None = None
         self._judged: tuple[Target | None, str | None] | None = None
-        self._planning = False
 
     def compose(self) -> ComposeResult:
         """The list beside the page, or above it; broken files below."""
         with Container(id="both"):
-            presets = Listing(id="list")
+            presets = Listing(id="list", empty="reading the files …")
             presets.border_title = "Presets"
             yield presets
             yield Page(id="page", hint="PgDn")
@@ -100,45 +103,33 @@ the server clamps; presets with the same effect on this model are named. Its aut
 
     def on_mount(self) -> None:
         """Read the files, and ask what is true of them."""
-        self.query_one("#list", Listing).update((), self._row, empty="reading the files …")
-        feeds.begin("presets", self._post, lambda: read(self._post))
+        post = self.poster()
+        feeds.begin("presets", post, lambda: read(post))
         self.paint(self._state, 0.0)
-
-    @property
-    def chimera(self) -> ChimeraApp:
-        """The app, by its own type."""
-        from ..app import ChimeraApp
-
-        assert isinstance(self.app, ChimeraApp)
-        return self.app
 
     def paint(self, state: LiveState, now: float) -> None:
         """Judge anew where the next run goes to another server, or a run has ended."""
         self._state = state
+        self._waits()
         ended = state.update.run.id if state.update is not None and state.update.run.state in ENDED else None
-        if self._judged == (state.target, ended):
+        judged = (state.target, state.explanation if state.target is None else ended)
+        if self._judged == judged:
             return
-        self._judged = (state.target, ended)
+        self._judged = judged
         if state.target is None:
             self._where = f"{plain(state.explanation)} m picks a server."
             self._show()
         else:
-            target = state.target
-            feeds.begin("presets", self._post, lambda: judge(self._post, target))
-
-    def _post(self, message: Message) -> None:
-        """From a thread, which may outlive the screen."""
-        if isinstance(message, Told | RunBegun):
-            self.chimera.post(message)
-        elif self.is_attached:
-            self.post_message(message)
+            target, post = state.target, self.poster()
+            feeds.begin("presets", post, lambda: judge(post, target))
 
     @on(Read)
     def _read(self, message: Read) -> None:
         self._presets = {one.name: one for one in message.presets}
-        lines = [f"▲ {problem}" for problem in message.problems]
+        lines = [f"▲ {format.homely(problem)}" for problem in message.problems]
         if all(one.origin == "guide" for one in message.presets) and not lines:
-            lines = [f"Your own are TOML files in {plain(str(user_folder()))}; `chimera presets check` checks one."]
+            folder = plain(format.homely(str(user_folder())))
+            lines = [f"Your own are TOML files in {folder}; `chimera presets check` checks one."]
         self.query_one("#files", Static).update("\n".join(lines))
         self.set_class(bool(message.problems), "-broken")
         self._show()
@@ -201,12 +192,12 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def action_compare(self) -> None:
         """Measure the preset under the cursor against the server's defaults: the plan first."""
         preset, target = self.chosen, self._state.target
-        if preset is None or self._planning or self.chimera.may_not("start a comparison"):
+        if preset is None or self._state.working.keys() & WAITS or self.chimera.may_not("start a comparison"):
             return
         if target is None:
             self.notify("No server: press m to pick one.", markup=False)
-        elif self._state.running:
-            self.notify("A run goes on: a comparison can start when it has ended.", markup=False)
+        elif self.chimera.must_wait("a comparison can start"):
+            return
         elif not self._asked(preset).as_dict():
             self.notify("Nothing that this preset sets can be set on this server.", markup=False)
         else:
@@ -215,25 +206,28 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def _asked(self, preset: Preset) -> Options:
         return preset.options if self._settable is None else preset.options.only(self._settable)
 
-    @contextmanager
-    def _busy(self, words: str) -> Iterator[None]:
-        """Say what is waited for, as long as it lasts."""
-        presets = self.query_one("#list", Listing)
-        self._planning, presets.border_subtitle = True, words
-        try:
-            yield
-        finally:
-            self._planning, presets.border_subtitle = False, ""
+    def _waits(self) -> None:
+        """Say what is waited for."""
+        words = next((words for name, words in WAITS.items() if name in self._state.working), "")
+        self.query_one("#list", Listing).border_subtitle = words
+
+    def _compare(self, preset: Preset, target: Target) -> None:
+        asked = ("sweep", *comparison(preset, self._asked(preset)), *server_flags(target))
+        then = partial(self._planned, preset, target, asked)
+        self.chimera.command(PLAN, *asked, "--dry-run", "--json", then=then)
+        self._waits()
+
+    def _planned(self, preset: Preset, target: Target, asked: Sequence[str], said: Said) -> None:
+        """Ask whether what was planned is to be started, unless somebody has gone on to something else."""
+        if not (self.is_attached and self.is_current):
+            return
+        if said.code:
+            self.chimera.tell(said.problem, "error")
+        else:
+            self._start(preset, target, asked, said.document)
 
     @work(exit_on_error=False, group="ask", exclusive=True)
-    async def _compare(self, preset: Preset, target: Target) -> None:
-        command = ["sweep", *comparison(preset, self._asked(preset)), *server_flags(target)]
-        with self._busy("drawing the plan …"):
-            code, out, err = await ask_chimera(*command, "--dry-run", "--json")
-        if code:
-            self.chimera.tell(last_line(err), "error")
-            return
-        drawn: dict[str, Any] = json.loads(out)
+    async def _start(self, preset: Preset, target: Target, asked: Sequence[str], drawn: Mapping[str, Any]) -> None:
         answer = await self.app.push_screen_wait(
             Ask(question(preset, drawn, target.kind == "ollama"), (
                 Answer("y", "yes", "start it: it goes on when you leave"),
@@ -243,13 +237,19 @@ the server clamps; presets with the same effect on this model are named. Its aut
         if answer != "yes":
             return
         self._state.reload_agreed = True
-        with self._busy("starting …"):
-            code, out, err = await ask_chimera(*command, "--seed", str(drawn["seed"]), "--yes", "--detach", "--json")
-        if code:
-            self.chimera.tell(last_line(err), "error")
-            return
-        self.chimera.journal.follow(json.loads(out)["run"]["id"])
-        self.chimera.action_tune()
+        self.chimera.command(
+            START, *asked, "--seed", str(drawn["seed"]), "--yes", "--detach", "--json",
+            then=partial(self._started, self.chimera), goes_on="A comparison is being started",
+        )  # fmt: skip
+        self._waits()
+
+    def _started(self, app: ChimeraApp, said: Said) -> None:
+        """Follow it, and show it to somebody who is still here."""
+        run_id = app.begun(said)
+        if run_id is not None:
+            app.tell(f"comparison: run {run_id}")
+            if self.is_attached and self.is_current:
+                app.action_tune()
 
 
 def comparison(preset: Preset, asked: Options) -> list[str]:
@@ -267,7 +267,7 @@ def comparison(preset: Preset, asked: Options) -> list[str]:
 def question(preset: Preset, drawn: Mapping[str, Any], reloads: bool) -> str:
     """The plan, and what it means for others."""
     lines = [f"Measure “{preset.title}” in turns with the server's defaults?", ""]
-    lines += plan_text(drawn).splitlines()[:-2]
+    lines += plan_text(drawn).splitlines()
     if preset.workload.agents > 1:
         lines += ["", "With one agent at a time: `chimera agents` compares several."]
     if reloads:

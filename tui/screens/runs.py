@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,28 +14,31 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
-from textual.screen import Screen
 from textual.widgets import Input
 
-from chimera.domain.run import ENDED, RESUMABLE, Run
+from chimera.domain.run import RESUMABLE, Run
 from chimera.domain.text import plain
+from chimera.widgets import format
 from chimera.widgets.history import run_head, run_page, run_row
 from chimera.widgets.keys import KeyBar
 from chimera.widgets.listing import Listing, Page
-from chimera.widgets.rows import Line, Row
+from chimera.widgets.rows import EMPTY, Line, Row
 
 from .. import requests
-from ..messages import Told
+from ..state import OVER
 from .ask import Answer, Ask
+from .base import AppScreen
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
 
     from ..app import ChimeraApp
+    from ..commands import Said
+    from ..feeds import Post
     from ..state import LiveState
 
-OVER = ENDED | {"crashed"}
-"""States in which a run stays until somebody does something: not looked at again and again."""
+LIST = "runs"
+"""What is read for the list: one at a time, so that a page more and a new look never mix."""
 PAGE = 100
 """Runs that are read at a time."""
 LOOK_S = 2.0
@@ -45,8 +49,8 @@ LOOK_S = 2.0
 class Listed(Message):
     """Runs that the journal gave."""
 
-    asked: int
-    """Which question it answers: answers to older ones are of no use."""
+    text: str
+    """What was looked for: an answer to an older question is of no use."""
     runs: tuple[Run, ...]
     count: int
     """How many there are in all."""
@@ -67,14 +71,22 @@ class Counted(Message):
 class Shown(Message):
     """A run's document."""
 
-    run_id: str
-    told: Mapping[str, Any]
+    run: Run
+    document: Mapping[str, Any]
 
 
-class Runs(Screen[None]):
+@dataclass
+class ReadEnded(Message):
+    """A thread that has read has ended, well or not."""
+
+    what: str
+
+
+class Runs(AppScreen):
     """A list that is filtered by typing, and the run under its cursor in full."""
 
     CSS_PATH = "runs.tcss"
+    PANELS = ("#list", "#page")
     AUTO_FOCUS = "#list"
     HELP: ClassVar[str | None] = """\
 ## Runs
@@ -93,26 +105,28 @@ repeated. `e` writes every request into a file.
     ]
 
     def __init__(self, state: LiveState) -> None:
-        super().__init__()
+        super().__init__(state)
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
-        self._state = state
         self._text = ""
         self._runs: dict[str, Run] = {}
         self._count = 0
         self._counts: dict[str, tuple[int, int]] = {}
-        self._asked = 0
         self._token: int | None = None
         self._looked = 0.0
-        self._waiting = False
-        self._growing = False
+        self._reading: set[str] = set()
+        self._next: dict[str, Callable[[], None]] = {}
+        """What is to be asked when what is read now is there."""
         self._opened: str | None = None
+        self._told: Shown | None = None
+        self._waits = False
+        """Something of the run that is shown is computed."""
 
     def compose(self) -> ComposeResult:
         """A line to type in, the list, and one run in full."""
         yield Input(
             id="filter", placeholder="part of an id, name, preset, kind, model or error; enter keeps, esc clears"
         )
-        runs = Listing(id="list")
+        runs = Listing(id="list", empty="reading the journal …")
         runs.border_title = "Runs"
         yield runs
         yield Page(id="page", hint="tab, then ↓")
@@ -120,49 +134,58 @@ repeated. `e` writes every request into a file.
 
     def on_mount(self) -> None:
         """Ask for the newest."""
-        self.query_one("#list", Listing).update((), self._row, head=run_head, empty="reading the journal …")
         self._ask()
-
-    @property
-    def chimera(self) -> ChimeraApp:
-        """The app, by its own type."""
-        from ..app import ChimeraApp
-
-        assert isinstance(self.app, ChimeraApp)
-        return self.app
 
     # The list --------------------------------------------------------------------------------------------------------
 
     def paint(self, state: LiveState, now: float) -> None:
         """Look for what was written since, now and then."""
         self._state = state
-        if not self._waiting and now - self._looked >= LOOK_S:
-            self._ask(again=True)
+        if LIST not in self._reading and now - self._looked >= LOOK_S:
+            self._look_again()
+        if self._waits:
+            self._turn()
 
-    def _post(self, message: Message) -> None:
-        """From a thread, which may outlive the screen."""
-        if isinstance(message, Told):
-            self.chimera.post(message)
-        elif self.is_attached:
-            self.post_message(message)
+    def _read(self, what: str, again: Callable[[], None], work: Callable[[Post, Journal], None]) -> None:
+        """Read in a thread, one at a time of a kind: where one is at work, `again` is called when it has ended.
 
-    def _ask(self, *, again: bool = False) -> None:
-        """Read what the filter lets through; `again`: only where something was written, as much as is there."""
-        self._asked += 1
-        self._looked, self._waiting = time.monotonic(), True
-        asked, text, limit = self._asked, self._text, max(PAGE, len(self._runs)) if again else PAGE
+        It asks what is wanted by then; so what was wanted between is never read, and only the last `again` counts.
+        """
+        if what in self._reading:
+            self._next[what] = again
+            return
+        self._reading.add(what)
+        post = self.poster()
+        self.chimera.journal.read(what, lambda journal: work(post, journal), then=lambda: post(ReadEnded(what)))
+
+    @on(ReadEnded)
+    def _read_ended(self, message: ReadEnded) -> None:
+        self._reading.discard(message.what)
+        again = self._next.pop(message.what, None)
+        if again is not None:
+            again()
+
+    def _ask(self) -> None:
+        """Read what the filter lets through."""
+        text = self._text
+        self._looked = time.monotonic()
+        self._read(LIST, self._ask, lambda post, journal: look(post, journal, text, PAGE, None))
+
+    def _look_again(self) -> None:
+        """Read as much as is there once more, where something was written."""
+        text, limit = self._text, max(PAGE, len(self._runs))
         # A worker that died writes nothing: a run that goes on is looked at again in any case.
         active = any(run.state not in OVER for run in self._runs.values())
-        token = self._token if again and not active else None
-        self.chimera.journal.read("runs", lambda journal: look(self._post, journal, asked, text, limit, token))
+        token = self._token if not active else None
+        self._looked = time.monotonic()
+        self._read(LIST, self._look_again, lambda post, journal: look(post, journal, text, limit, token))
 
     @on(Listed)
     def _listed(self, message: Listed) -> None:
-        if message.more:
-            self._growing = False
-        if message.asked != self._asked:
+        if message.text != self._text:
             return
-        self._waiting, self._token = False, message.token
+        if not message.more:  # what stood there before was not read again
+            self._token = message.token
         if message.count < 0:
             return  # as it was
         runs = {run.id: run for run in message.runs}
@@ -180,12 +203,11 @@ repeated. `e` writes every request into a file.
 
     @on(Listing.Ended)
     def _more(self) -> None:
-        if self._growing or len(self._runs) >= self._count:
+        if len(self._runs) >= self._count or LIST in self._next:
             return
-        self._growing = True
         last = next(reversed(self._runs.values())).seq
-        asked, text, count = self._asked, self._text, self._count
-        self.chimera.journal.read("runs", lambda journal: grow(self._post, journal, asked, text, last, count))
+        text, count = self._text, self._count
+        self._read(LIST, self._more, lambda post, journal: grow(post, journal, text, last, count))
 
     def _row(self, key: str, width: int) -> Row:
         run = self._runs.get(key)
@@ -207,7 +229,7 @@ repeated. `e` writes every request into a file.
             if key in self._runs and (key not in self._counts or (fresh and self._runs[key].state not in OVER))
         ]
         if wanted:
-            self.chimera.journal.read("counts", lambda journal: count(self._post, journal, wanted))
+            self._read("counts", self._count_visible, lambda post, journal: count(post, journal, wanted))
 
     @on(Counted)
     def _counted(self, message: Counted) -> None:
@@ -257,15 +279,40 @@ repeated. `e` writes every request into a file.
 
     def _show(self, run_id: str) -> None:
         self._opened = run_id
-        self.chimera.journal.read("run", lambda journal: show(self._post, journal, run_id))
+        self._read_opened()
+
+    def _read_opened(self) -> None:
+        run_id = self._opened
+        if run_id is not None:
+            self._read("run", self._read_opened, lambda post, journal: show(post, journal, run_id))
 
     @on(Shown)
     def _shown(self, message: Shown) -> None:
-        if message.run_id != self._opened:
+        if message.run.id != self._opened:
             return  # the cursor has gone on
-        page = self.query_one("#page", Page)
-        page.border_title = f"Run {message.run_id}"
-        page.update(message.run_id, lambda width: run_page(message.told, width))
+        self._told = message
+        self.query_one("#page", Page).border_title = f"Run {message.run.id}"
+        self._turn()
+
+    def _turn(self) -> None:
+        """Draw the page of the run that is shown, with what each agent got where there are several."""
+        told = self._told
+        if told is None or told.run.id != self._opened:
+            return
+        run, document = told.run, told.document
+        figures = self.chimera.figures_of(run) if run.several else None
+        waits = run.several and run.state in OVER and figures is None
+        other = self._state.at_work
+        when = f"computed when run {other.id} has ended" if other is not None else "being computed …"
+
+        def rows(width: int) -> list[Row]:
+            page = run_page({**document, "agents": figures} if figures else document, width)
+            if waits:
+                page += [EMPTY, Line(width).add(f"what each agent got: {when}", "muted").row()]
+            return page
+
+        self._waits = waits
+        self.query_one("#page", Page).update(run.id, rows)
 
     def action_leave(self) -> None:
         """From the line that is typed, or the run that is shown, to the list; from the list to where one came from."""
@@ -290,14 +337,14 @@ repeated. `e` writes every request into a file.
         if run is None:
             return
         if run.state in RESUMABLE and not self.chimera.options.read_only:
-            other = self._state.update.run.id if self._state.running and self._state.update else None
+            other = self._state.at_work
             answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
             if other is not None:
                 answers = []  # two at once would measure each other
             answer = await self.app.push_screen_wait(
                 Ask(
                     f"Run {run.id} is {run.state}."
-                    + (f" Run {other} goes on: this one can be resumed when that has ended." if other else ""),
+                    + (f" Run {other.id} goes on: this one can be resumed when that has ended." if other else ""),
                     (*answers, Answer("s", "show", "only show it on the dashboard"), Answer("n", "no", "neither")),
                     title="Resume",
                 )
@@ -321,7 +368,7 @@ repeated. `e` writes every request into a file.
             return
         form = await self.app.push_screen_wait(
             Ask(
-                f"Write every request of run {run.id} into a file in {Path.cwd()}. As what?",
+                f"Write every request of run {run.id} into a file in {format.homely(str(Path.cwd()))}. As what?",
                 (
                     Answer("j", "json", "JSON: everything, to be imported again"),
                     Answer("c", "csv", "CSV: a line a request"),
@@ -332,49 +379,53 @@ repeated. `e` writes every request into a file.
         )
         if form in {"json", "csv"}:
             path = free(Path.cwd() / f"chimera-{run.id}.{form}")
-            self.chimera.journal.read("export", lambda journal: export(self._post, journal, run, form, path))
+            self.chimera.command(
+                f"export to {path.name}", "runs", "export", run.id, "--format", form, "--output", str(path),
+                then=partial(exported, self.chimera, run.id, path), goes_on=f"Run {run.id} is being written to a file",
+            )  # fmt: skip
+
+
+def exported(app: ChimeraApp, run_id: str, path: Path, said: Said) -> None:
+    """Tell where the file is, or why there is none."""
+    if said.code:
+        app.tell(said.problem, "error")
+    else:
+        app.tell(f"run {run_id} written to {path}", "notice")
 
 
 # -- in threads --------------------------------------------------------------------------------------------------------
 
 
-def look(post: Any, journal: Journal, asked: int, text: str, limit: int, token: int | None) -> None:
+def look(post: Post, journal: Journal, text: str, limit: int, token: int | None) -> None:
     """The newest runs that the filter lets through; nothing where the journal is as it was at `token`."""
     now = journal.changes()
     if token is not None and now == token:
-        post(Listed(asked, (), -1, now))
+        post(Listed(text, (), -1, now))
         return
     found = tuple(journal.runs(text=text or None, limit=limit))
     # A page that is not full holds them all.
     total = len(found) if len(found) < limit else journal.count_runs(text=text or None)
-    post(Listed(asked, found, total, now))
-    import_module("chimera.runner.facts")  # so that the first run that is shown finds it ready
+    post(Listed(text, found, total, now))
+    import_module("chimera.store.document")  # so that the first run that is shown finds it ready
 
 
-def grow(post: Any, journal: Journal, asked: int, text: str, before: int, total: int) -> None:
+def grow(post: Post, journal: Journal, text: str, before: int, total: int) -> None:
     """The runs after those that are there."""
     token = journal.changes()
-    post(Listed(asked, tuple(journal.runs(text=text or None, limit=PAGE, before=before)), total, token, more=True))
+    post(Listed(text, tuple(journal.runs(text=text or None, limit=PAGE, before=before)), total, token, more=True))
 
 
-def count(post: Any, journal: Journal, runs: list[Run]) -> None:
+def count(post: Post, journal: Journal, runs: list[Run]) -> None:
     """Requests of the runs on the screen."""
     post(Counted({name: (one.valid, one.void) for name, one in journal.tallies(runs).items()}))
 
 
-def show(post: Any, journal: Journal, run_id: str) -> None:
-    """One run in full."""
-    from chimera.runner.facts import facts_of
+def show(post: Post, journal: Journal, run_id: str) -> None:
+    """One run in full, but for what each of several agents got: that takes SciPy, which never comes in here."""
+    from chimera.store.document import document
 
-    post(Shown(run_id, facts_of(journal, journal.run(run_id), measurements=False)))
-
-
-def export(post: Any, journal: Journal, run: Run, form: str, path: Path) -> None:
-    """Write a run into a file and tell its name."""
-    from chimera.runner.facts import write_export
-
-    write_export(journal, run, form, path)
-    post(Told(f"run {run.id} written to {path}", "notice"))
+    run = journal.run(run_id)
+    post(Shown(run, document(journal, run, measurements=False)))
 
 
 def free(path: Path) -> Path:

@@ -6,17 +6,14 @@ verdicts are read from the journal.
 
 from __future__ import annotations
 
-import asyncio
-import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import Screen
 from textual.widgets import Input, OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -34,10 +31,12 @@ from chimera.widgets.progress import STATES as RUN_STATES
 from chimera.widgets.trials import IntervalPlot, TrialState, TrialTable, TrialView
 
 from .ask import Answer, Ask
+from .base import AppScreen
 from .outputs import Outputs
 
 if TYPE_CHECKING:
     from ..app import ChimeraApp
+    from ..commands import Said
     from ..state import LiveState
 
 OBJECTIVES: dict[str, tuple[Metric, str]] = {
@@ -49,16 +48,21 @@ OBJECTIVES: dict[str, tuple[Metric, str]] = {
 }
 """What the command line calls each objective, what the journal calls it, and the heading of its column."""
 HEADINGS: dict[Metric, str] = {metric: name for metric, name in OBJECTIVES.values()} | {"aggregate_tok_s": "tok/s"}
+LOOKING = "looking at the server and drawing the plan …"
+UNPLANNED = "p shows the plan of this."
+ANSWERS = "two answers"
+"""Name of the command that reads them."""
 HINT = (
     "Space takes a parameter with values that fit the model, enter types them (like 0,9,18,all).\n"
     "Then p shows the plan: what really differs, what will not fit, how long it takes and what can be seen."
 )
 
 
-class Tune(Screen[None]):
+class Tune(AppScreen):
     """A form and its plan; during a comparison the table of its candidates."""
 
     CSS_PATH = "tune.tcss"
+    PANELS = ("#axes", "#plan", "#table", "#plot", "#arms")
     HELP: ClassVar[str | None] = """\
 ## Tune
 
@@ -79,25 +83,17 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     ]
 
     def __init__(self, state: LiveState) -> None:
-        super().__init__()
+        super().__init__(state)
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self.VERTICAL_BREAKPOINTS = [(0, "-low"), (32, "-high")]
-        self._state = state
-        self._values: dict[str, str] = {}
-        self._objective = "rate"
+        self._draft = state.draft
         self._typing: str | None = None
         """The option whose values are typed, or `apply`, or `outputs`."""
-        self._reading = False
-        self._drawn: dict[str, Any] | None = None
-        """The plan on the screen, as the command line gave it."""
-        self._planning = False
-        self._left: str | None = None
-        """A run that the user has turned away from, to plan another one."""
         self._about = ""
-        self._reported = ""
-        """The run with agents whose figures were asked for."""
-        self._figured = ""
-        """The one whose figures are here."""
+        self._paper = ""
+        """What stands in the place of the plan."""
+        self._figures: Mapping[str, Any] | None = None
+        """What is drawn of a run with agents."""
 
     def compose(self) -> ComposeResult:
         """The form above its plan; the table above its plot."""
@@ -122,14 +118,6 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         self.paint(self._state, 0.0)
         self.query_one("#table" if self.has_class("-live") else "#axes").focus()
 
-    @property
-    def chimera(self) -> ChimeraApp:
-        """The app, by its own type."""
-        from ..app import ChimeraApp
-
-        assert isinstance(self.app, ChimeraApp)
-        return self.app
-
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Keys of the form are not offered beside the table, nor the other way round: the footer has room for one."""
         if action in {"plan", "start"}:
@@ -144,7 +132,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     def compared(self) -> Update | None:
         """The followed run where it is a comparison that the user has not turned away from."""
         update = self._state.update
-        if update is None or update.compared is None or update.run.id == self._left:
+        if update is None or update.compared is None or update.run.id == self._draft.left:
             return None
         return update
 
@@ -157,12 +145,16 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self.set_class(live, "-live")
             self.refresh_bindings()
             self.query_one("#table" if live else "#axes").focus()
-        self.set_class(update is not None and update.run.id == self._figured, "-arms")
+        if self._paper != (said := format.homely(self._draft.said or HINT)):
+            self._paper = said
+            self.query_one("#plan", Static).update(plain(said, one_line=False))
+        figures = self.chimera.figures_of(update.run) if update is not None and update.run.kind == "agents" else None
+        self.set_class(bool(figures), "-arms")
         if update is None or update.compared is None:
             return
-        if update.run.kind == "agents" and update.run.state in ENDED and update.run.id != self._reported:
-            self._reported = update.run.id
-            self._report(update.run.id)
+        if figures and figures is not self._figures:
+            self._figures = figures
+            self.query_one("#arms", ArmsPanel).update(figures)
         said = about(update, self.query_one("#table", TrialTable).candidate)
         if said != self._about:
             self._about = said
@@ -175,28 +167,15 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             update.compared.verdicts, band=float(rules.get("band", 0.02)), labels=labels
         )
 
-    @work(exit_on_error=False, group="report", exclusive=True)
-    async def _report(self, run_id: str) -> None:
-        """Ask for the figures of a run with agents, once, when no measurement can be disturbed by it any more."""
-        code, out, err = await ask_chimera("runs", "show", run_id, "--json")
-        if code:
-            self.notify(plain(last_line(err)), markup=False)
-            return
-        found = json.loads(out).get("agents")
-        if found is not None:
-            self.query_one("#arms", ArmsPanel).update(found)
-            self._figured = run_id
-            self.paint(self._state, 0.0)
-
     # The form --------------------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
         picker = self.query_one("#axes", OptionList)
         at = picker.highlighted or 0
         picker.clear_options()
-        picker.add_option(Option(f" {'objective':16} {self._objective}", id="objective"))
+        picker.add_option(Option(f" {'objective':16} {self._draft.objective}", id="objective"))
         for name in OPTION_NAMES:
-            picker.add_option(Option(f" {name:16} {plain(self._values.get(name, '–'))}", id=name))
+            picker.add_option(Option(f" {name:16} {plain(self._draft.values.get(name, '–'))}", id=name))
         picker.highlighted = at
 
     @property
@@ -210,14 +189,14 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         if self.has_class("-live"):
             self.chimera.action_pause()
             return
-        name = self._chosen
+        name, draft = self._chosen, self._draft
         if name == "objective":
             names = list(OBJECTIVES)
-            self._objective = names[(names.index(self._objective) + 1) % len(names)]
-        elif name in self._values:
-            del self._values[name]
+            draft.objective = names[(names.index(draft.objective) + 1) % len(names)]
+        elif name in draft.values:
+            del draft.values[name]
         else:
-            self._values[name] = "auto"
+            draft.values[name] = "auto"
         self._changed()
 
     @on(OptionList.OptionSelected, "#axes")
@@ -226,7 +205,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         if name == "objective":
             self.action_space()
             return
-        self._ask(name, self._values.get(name, ""), f"values of {name}, separated by commas; empty leaves it out")
+        self._ask(name, self._draft.values.get(name, ""), f"values of {name}, separated by commas; empty leaves it out")
 
     def _ask(self, what: str, value: str, placeholder: str) -> None:
         self._typing = what
@@ -245,9 +224,9 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         elif what == "outputs":
             self._outputs(text)
         elif what is not None:
-            self._values.pop(what, None)
+            self._draft.values.pop(what, None)
             if text:
-                self._values[what] = text
+                self._draft.values[what] = text
             self._changed()
 
     def _stop_typing(self) -> None:
@@ -256,26 +235,20 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         self.query_one("#table" if self.has_class("-live") else "#axes").focus()
 
     def _changed(self) -> None:
-        self._drawn = None
+        self._draft.drawn = None
         self._list()
-        self._say(HINT if not self._values else "p shows the plan of this.")
+        self._say(HINT if not self._draft.values else UNPLANNED)
 
     def _say(self, text: str) -> None:
-        self.query_one("#plan", Static).update(plain(text, one_line=False))
+        self._draft.said = text
+        self.paint(self._state, 0.0)
 
     # Plan, start, apply ----------------------------------------------------------------------------------------------
-
-    def _arguments(self) -> list[str]:
-        """The comparison as the command line takes it."""
-        target = self._state.target
-        assert target is not None
-        typed = [part for name in OPTION_NAMES if name in self._values for part in (flag(name), self._values[name])]
-        return ["sweep", *typed, "--objective", self._objective, *server_flags(target)]
 
     def _ready(self) -> bool:
         if self._state.target is None:
             self._say(f"{self._state.explanation} Press m to pick a server.")
-        elif not self._values:
+        elif not self._draft.values:
             self._say(HINT)
         else:
             return True
@@ -283,46 +256,35 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
 
     def action_plan(self) -> None:
         """Draw the plan, in a process of its own."""
-        if not self.has_class("-live") and not self._planning and self._ready():
-            self._plan()
-
-    @work(exit_on_error=False, group="plan", exclusive=True)
-    async def _plan(self) -> None:
-        self._planning = True
-        self._say("looking at the server and drawing the plan …")
-        try:
-            code, out, err = await ask_chimera(*self._arguments(), "--dry-run", "--json")
-        finally:
-            self._planning = False
-        if code:
-            self._say(last_line(err))
+        if self.has_class("-live") or not self._ready():
             return
-        self._drawn = json.loads(out)
-        self._say(plan_text(self._drawn))
+        asked = wanted(self._state)
+        then = partial(planned, self.chimera, asked)
+        if self.chimera.command("plan", *asked, "--dry-run", "--json", then=then):
+            self._say(LOOKING)
 
     def action_start(self) -> None:
         """Start what was planned."""
         if self.has_class("-live") or not self._ready() or self.chimera.may_not("start a comparison"):
             return
-        if self._drawn is None:
+        if self._draft.drawn is None or self._draft.of != wanted(self._state):
             self._say("p first: a comparison starts from a plan that was seen.")
-            return
-        self._start(int(self._drawn["seed"]))
+        elif not self.chimera.must_wait("a comparison can start"):
+            self._start(self._draft.of, int(self._draft.drawn["seed"]))
 
     @work(exit_on_error=False, group="start", exclusive=True)
-    async def _start(self, seed: int) -> None:
+    async def _start(self, asked: Sequence[str], seed: int) -> None:
         target = self._state.target
         assert target is not None
         agreed = await self._agreed(target, "A comparison makes")
         if agreed is None:
             return
-        self._say("starting …")
-        code, out, err = await ask_chimera(*self._arguments(), "--seed", str(seed), *agreed, "--detach", "--json")
-        if code:
-            self._say(last_line(err))
-            return
-        self._left = None
-        self.chimera.journal.follow(json.loads(out)["run"]["id"])
+        started = self.chimera.command(
+            "start of a comparison", *asked, "--seed", str(seed), *agreed, "--detach", "--json",
+            then=partial(begun, self.chimera, self._draft.said), goes_on="A comparison is being started",
+        )  # fmt: skip
+        if started:
+            self._say("starting …")
 
     async def _agreed(self, target: Target, what: str) -> list[str] | None:
         """The flag that says that a server which is not ours may reload; None where the user says no."""
@@ -350,9 +312,9 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             return
         if update.run.state not in ENDED:
             self.notify("The comparison goes on: answers can be read when its server is free.", markup=False)
-        elif self._reading:
+        elif ANSWERS in self._state.working:
             self.notify("The answers are on their way.", markup=False)
-        else:
+        elif not self.chimera.must_wait("answers can be read"):
             self._ask("outputs", "", "a prompt for both; empty: a question of Chimera's")
 
     @work(exit_on_error=False, group="outputs", exclusive=True)
@@ -365,15 +327,10 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         named = ["--candidate", picked] if picked and picked != baseline else []
         asked = [f"--prompt={prompt}"] if prompt else []
         self._begun(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
-        self._reading = True
-        try:
-            code, out, err = await ask_chimera("outputs", update.run.id, *named, *asked, *agreed, "--json")
-        finally:
-            self._reading = False
-        if code not in {0, 1} or not out:
-            self.chimera.tell(last_line(err), "error")
-        else:
-            self.app.push_screen(Outputs(json.loads(out)))
+        self.chimera.command(
+            ANSWERS, "outputs", update.run.id, *named, *asked, *agreed, "--json",
+            then=partial(answered, self.chimera), goes_on="Two settings answer a prompt",
+        )  # fmt: skip
 
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
@@ -385,24 +342,21 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self.notify("The comparison goes on: what is best is known at its end.", markup=False)
         elif not best or best.get("keep_default"):
             self.notify(plain(str(best.get("words", "Nothing is recommended."))), markup=False)
-        else:
+        elif not self.chimera.must_wait("it can be applied"):
             self._ask("apply", "", "a name for it: of the derived model, or of a preset of yours")
 
-    @work(exit_on_error=False, group="apply", exclusive=True)
-    async def _apply(self, name: str) -> None:
+    def _apply(self, name: str) -> None:
         update = self.compared
         if update is None:
             return
-        self._begun(f"applying what run {update.run.id} recommends as {plain(name)} …")
-        code, out, err = await ask_chimera("apply", update.run.id, "--as", name, "--json")
-        if code not in {0, 1}:
-            self.chimera.tell(last_line(err), "error")
-            return
-        said = json.loads(out)
-        made = (said.get("applied") or {}).get("made") or ""
-        self.chimera.tell(f"{said['words']} Applied: {made}".strip(), "notice")
-        words, held = proved(said)
-        self.chimera.tell(words, "notice" if held else "warn")
+        begun = self.chimera.command(
+            f"application of run {update.run.id}", "apply", update.run.id, "--as", name, "--json",
+            then=partial(applied, self.chimera), goes_on=f"What run {update.run.id} recommends is being applied",
+        )  # fmt: skip
+        if begun:
+            self._begun(f"applying what run {update.run.id} recommends as {plain(name)} …")
+        else:
+            self.notify("It is being applied.", markup=False)
 
     def _begun(self, text: str) -> None:
         """Say what takes its time now, here and in the log."""
@@ -412,7 +366,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
     def action_new(self) -> None:
         """Turn away from the run on the screen; it goes on."""
         if self.compared is not None:
-            self._left = self.compared.run.id
+            self._draft.left = self.compared.run.id
             self.paint(self._state, 0.0)
 
     def action_leave(self) -> None:
@@ -423,23 +377,58 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self.dismiss()
 
 
-async def ask_chimera(*arguments: str) -> tuple[int, str, str]:
-    """The command line in a process of its own: exit code, stdout, stderr. Ends it where nobody waits any more."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "chimera",
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    try:
-        out, err = await process.communicate()
-    except asyncio.CancelledError:
-        process.terminate()
-        raise
-    return process.returncode or 0, out.decode("utf-8", "replace"), err.decode("utf-8", "replace")
+# -- what commands gave, whatever screen is shown by then --------------------------------------------------------------
+
+
+def wanted(state: LiveState) -> tuple[str, ...]:
+    """The comparison of the draft as the command line takes it; there is a server to compare on."""
+    draft, target = state.draft, state.target
+    assert target is not None
+    typed = [part for name in OPTION_NAMES if name in draft.values for part in (flag(name), draft.values[name])]
+    return ("sweep", *typed, "--objective", draft.objective, *server_flags(target))
+
+
+def planned(app: ChimeraApp, of: tuple[str, ...], said: Said) -> None:
+    """Show a plan, unless something else is wanted by now."""
+    draft = app.state.draft
+    if app.state.target is None or wanted(app.state) != of:
+        if draft.said == LOOKING:
+            draft.said = UNPLANNED
+        return
+    if said.code:
+        draft.said = said.problem
+        return
+    draft.drawn, draft.of = said.document, of
+    draft.said = f"{plan_text(draft.drawn)}\n\ns starts it."
+
+
+def begun(app: ChimeraApp, plan: str, said: Said) -> None:
+    """Follow the comparison that was started; else keep its plan, and say why there is none."""
+    run_id = app.begun(said)
+    app.state.draft.said = plan if run_id is not None else said.problem
+    if run_id is not None:
+        app.state.draft.left = None
+        app.tell(f"comparison: run {run_id}")
+
+
+def answered(app: ChimeraApp, said: Said) -> None:
+    """Show two answers."""
+    if said.code not in {0, 1} or not said.out:
+        app.tell(said.problem, "error")
+    else:
+        app.push_screen(Outputs(said.document))
+
+
+def applied(app: ChimeraApp, said: Said) -> None:
+    """Tell what was applied, and what its proof has shown."""
+    if said.code not in {0, 1}:
+        app.tell(said.problem, "error")
+        return
+    told = said.document
+    made = (told.get("applied") or {}).get("made") or ""
+    app.tell(f"{told['words']} Applied: {made}".strip(), "notice")
+    words, held = proved(told)
+    app.tell(words, "notice" if held else "warn")
 
 
 def proved(applied: Mapping[str, Any]) -> tuple[str, bool]:
@@ -473,12 +462,6 @@ def flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def last_line(err: str) -> str:
-    """The last sentence of what the command line said."""
-    lines = [line for line in err.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else "The command line gave no answer."
-
-
 def _rules(run: Run) -> Mapping[str, Any]:
     """The rules of the stage in work, or of the last one."""
     stages: list[dict[str, Any]] = run.plan.get("stages", [run.plan])
@@ -504,7 +487,7 @@ def plan_text(drawn: Mapping[str, Any]) -> str:
     lines += ["", f"{', '.join(parts)}; at most {cost['sessions']} sessions, {cost['requests']} requests."]
     if cost["seconds"] is not None:
         lines.append(f"About {format.duration(cost['seconds_least'])} to {format.duration(cost['seconds'])}.")
-    lines += [str(drawn["words"]), "", "s starts it."]
+    lines.append(str(drawn["words"]))
     return "\n".join(lines)
 
 
