@@ -324,6 +324,11 @@ def test_the_servers_log_gives_the_layers() -> None:
     assert finding.title.startswith("13 of 35 layers")
 
 
+def test_all_layers_on_the_gpu_are_no_offload_although_the_token_table_stays_on_the_host() -> None:
+    line = LogLine("load_tensors: offloaded 35/35 layers to GPU")
+    assert found(healthy(server_samples=servers(vram=3.9e9), log=(line,)), "cpu-offload") is None
+
+
 def test_layers_that_were_asked_for_are_only_information() -> None:
     evidence = healthy(server_samples=servers(vram=2.0e9), requested=Options(num_gpu=17))
     finding = must(evidence, "cpu-offload")
