@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from chimera.domain.telemetry import Cost, GpuCounters, GpuState, HostSample, ServerSample, Snapshot
+from chimera.domain.telemetry import Cost, GpuCounters, GpuProcess, GpuState, HostSample, ServerSample, Snapshot
 
 from .host import HostCollector
 from .nvml import NvmlCollector
@@ -25,6 +25,9 @@ class GpuSource(Protocol):
 
     def counters(self, now: float) -> tuple[GpuCounters, ...]:
         """The monotonic counters alone; never raises."""
+
+    def programs(self, now: float) -> dict[str, tuple[GpuProcess, ...]]:
+        """The programs on each GPU, by UUID; never raises."""
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs now; None where it is not known. Never raises."""
@@ -111,6 +114,10 @@ class Collector:
     def counters(self) -> tuple[GpuCounters, ...]:
         """Energy and throttle times now, for the two ends of a request."""
         return self.gpus.counters(self._clock())
+
+    def programs(self) -> dict[str, tuple[GpuProcess, ...]]:
+        """The programs on each GPU, by UUID, each with its share of it since the last look."""
+        return self.gpus.programs(self._clock())
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs at this moment, between two snapshots; None where it is not known."""

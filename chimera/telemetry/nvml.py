@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from chimera.domain.readings import Missing, MissingReason, number
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuSample, GpuState
+from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample, GpuState
 from chimera.domain.text import plain
 
 from .allowance import Allowance
@@ -118,6 +118,19 @@ class NvmlCollector:
                     except (DeviceLost, DriverGone):
                         continue  # the next full reading finds out and says so
             return tuple(found)
+
+    def programs(self, now: float) -> dict[str, tuple[GpuProcess, ...]]:
+        """The programs on each GPU that has room to be asked, by UUID, each with its share since the last look."""
+        with self._lock:
+            found: dict[str, tuple[GpuProcess, ...]] = {}
+            for device in self._devices if self._pid == os.getpid() else ():
+                try:
+                    programs = device.look_at_processes(now) if device.lost is None else None
+                except (DeviceLost, DriverGone):
+                    continue  # the next full reading finds out and says so
+                if programs is not None:
+                    found[device.info.uuid] = programs
+            return found
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs at this moment, one call a GPU; None where one does not tell, or there is none."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from chimera.domain.readings import Missing
-from chimera.domain.telemetry import GpuCounters, GpuState, HostSample, ServerSample
+from chimera.domain.telemetry import GpuCounters, GpuProcess, GpuState, HostSample, ServerSample
 from chimera.telemetry.collector import Collector
 from chimera.telemetry.host import HostCollector
 
@@ -35,6 +35,9 @@ class FakeGpus:
 
     def counters(self, now: float) -> tuple[GpuCounters, ...]:
         return (GpuCounters("GPU-a", now, 5.0),)
+
+    def programs(self, now: float) -> dict[str, tuple[GpuProcess, ...]]:
+        return {"GPU-a": (GpuProcess(7, "game"),)}
 
     def free_bytes(self) -> float | None:
         return None
