@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import pytest
 
-from chimera.domain.telemetry import Cost, GpuCounters, GpuInfo, GpuSample, GpuState, HostSample, Snapshot
-from chimera.runner.sampler import session_facts
+from chimera.domain.telemetry import (
+    Cost,
+    GpuCounters,
+    GpuInfo,
+    GpuProcess,
+    GpuSample,
+    GpuState,
+    HostSample,
+    Snapshot,
+)
+from chimera.runner.sampler import Sampler, session_facts
+from tests.diagnosis.builders import measurement
 
 
 def seen(at: float, calls: int, held_s: float, energy_j: float) -> Snapshot:
@@ -41,3 +53,39 @@ def test_energy_and_throttling_are_of_the_whole_session_where_its_ends_were_read
 def test_what_is_not_known_is_left_out() -> None:
     facts = session_facts([Snapshot(1.0, GpuState(1.0), HostSample(1.0))], tokens=0)
     assert facts == {}
+
+
+def test_memory_of_the_engine_before_and_of_the_load_is_not_the_sessions() -> None:
+    readings = [seen(10, 100, 1.0, 50.0), seen(12, 118, 1.0, 90.0), seen(14, 136, 2.0, 250.0)]
+    assert session_facts(readings[::-1], 100, loaded_at=13.0)["gpu_vram_peak_bytes"] == 14e9
+    assert "gpu_vram_peak_bytes" not in session_facts(readings, 100, loaded_at=15.0)
+
+
+def test_programs_are_those_of_the_session_where_requests_left_no_moment_to_look() -> None:
+    before = seen(10, 100, 1.0, 50.0)  # nobody was seen yet
+    programs = (GpuProcess(7, "llama-server", sm_percent=60.0), GpuProcess(9, "python3", sm_percent=33.0))
+    facts = session_facts([before], 100, engine=frozenset({7}), programs={"GPU-a": programs})
+    assert facts["foreign_gpu_percent"] == 33.0
+
+
+def test_energy_is_of_the_requests_and_not_of_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    joules = iter([100.0, 500.0, 600.0])
+    looks: list[float] = []
+
+    class Driver:
+        def counters(self) -> tuple[GpuCounters, ...]:
+            value = next(joules)
+            return (GpuCounters("GPU-a", value, value),)
+
+        def programs(self) -> dict[str, tuple[GpuProcess, ...]]:
+            looks.append(0.0)
+            return {}
+
+    sampler = Sampler(cast("Any", None), "r1")
+    monkeypatch.setattr(sampler, "_collector", Driver())
+    sampler.begin_session()
+    sampler._session.append(seen(10, 100, 1.0, 50.0))
+    sampler.loaded()
+    facts = sampler.end_session([measurement(completion_tokens=50)])
+    assert facts["energy_j_per_token"] == 2.0
+    assert len(looks) == 2, "shares are since the load, not since some earlier look"
