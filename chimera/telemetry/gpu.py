@@ -641,25 +641,24 @@ class Device:
                 wanted.append(field)
         if not wanted:
             return result
-        left = self._answered(wanted, now, result)
+        result |= self._answered(wanted, now)
+        left = [field for field in wanted if field not in result]
         if left and left != wanted:
-            left = self._answered(left, now, result)  # what the driver refused is no longer among them
+            result |= self._answered(left, now)  # what the driver refused is no longer among them
         for field in left:
-            result[field] = Missing("unsupported", "NVML: no value")
+            result.setdefault(field, Missing("unsupported", "NVML: no value"))
         return result
 
-    def _answered(self, wanted: list[int], now: float, result: dict[int, Reading]) -> list[int]:
-        """Ask for these fields and note the answers; gives those that the driver passed over."""
+    def _answered(self, wanted: list[int], now: float) -> dict[int, Reading]:
+        """What the driver answers to one call, without the fields that it passes over."""
         values = self.asker.ask("fields", now, lambda: self._nvml.nvmlDeviceGetFieldValues(self.handle, wanted))
         if isinstance(values, Missing):
-            result |= dict.fromkeys(wanted, values)
-            return []
-        over: list[int] = []
-        for field, value in zip(wanted, values, strict=True):
+            return dict.fromkeys(wanted, values)
+        result: dict[int, Reading] = {}
+        for field, value in zip(wanted, values, strict=False):
             code = int(value.nvmlReturn)
             if not code and not value.timestamp and not value.valueType:
                 # One field that is not supported makes driver 580 leave others as they were handed in: zeros, no error.
-                over.append(field)
                 continue
             self._driver_us = max(self._driver_us, int(value.timestamp))
             if int(value.valueType) == 1:
@@ -671,7 +670,7 @@ class Device:
             self.asker.accept(f"field {field}", now)
             figure = _union(value, signed=field == _SLOWDOWN_LIMIT)
             result[field] = float(figure) if available(figure) else Missing("unsupported", "NVML: no value")
-        return over
+        return result
 
     def _traffic(self, fields: dict[int, Reading], at: float, now: float) -> dict[int, Reading]:
         """Bytes a second over PCIe each way: the mean since the last tick, or where that cannot be told, of a moment.

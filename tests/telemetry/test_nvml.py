@@ -513,6 +513,7 @@ FEWER_FIELDS = "field.83.code 3\nfield.185.code 3\nfield.186.code 3"
     [
         *itertools.product(("one_gpu", "eight_gpus", "mig_full", "ada", "not_supported"), (False, True), ("",)),
         *itertools.product(("one_gpu", "mig_full", "older_counters", "ada"), (False, True), (FEWER_FIELDS,)),
+        *itertools.product(("one_gpu", "ada"), (False, True), ("narrow_pcie 1\ncut_fields 1",)),
     ],
 )
 def test_what_is_rarely_read_or_tried_again_keeps_to_the_allowance(scenario: str, old: bool, extra: str) -> None:
