@@ -280,15 +280,19 @@ class GpuPanel(Panel):
         gen, lanes = number(sample.pcie_gen), number(sample.pcie_width)
         if gen is None and lanes is None:
             return None
-        line = Line(width).add("PCIe", "muted", LABEL)
         best_gen, best_lanes = number(info.pcie_max_gen), number(info.pcie_max_width)
-        if gen is not None:
-            line.add(f"gen {gen:.0f}" + (f" of {best_gen:.0f}" if best_gen is not None else "")).gap(2)
-        if lanes is not None:
-            line.add(f"x{lanes:.0f}" + (f" of {best_lanes:.0f}" if best_lanes is not None else "")).gap(3)
-        for name, traffic in (("in", sample.pcie_rx_bytes_s), ("out", sample.pcie_tx_bytes_s)):
-            if (value := number(traffic)) is not None:
-                line.add(f"{name} ", "muted").add(format.traffic(value)).gap(2)
+        line = Line(width)
+        for short in (False, True):  # what is at its best need not be said twice where room is short
+            line = Line(width).add("PCIe", "muted", LABEL)
+            if gen is not None:
+                line.add(f"gen {gen:.0f}{_of(gen, best_gen, short=short)}").gap(2)
+            if lanes is not None:
+                line.add(f"x{lanes:.0f}{_of(lanes, best_lanes, short=short)}").gap(3)
+            for name, traffic in (("in", sample.pcie_rx_bytes_s), ("out", sample.pcie_tx_bytes_s)):
+                if (value := number(traffic)) is not None:
+                    line.add(f"{name} ", "muted").add(format.traffic(value)).gap(2)
+            if line.left:
+                break
         return line.row()
 
     def _processes(self, sample: GpuSample, width: int) -> Row | None:
@@ -516,6 +520,10 @@ def _brief(value: Reading, show: Callable[[float], str]) -> str:
     """The number, or `n/a`: for columns too narrow for a reason."""
     found = number(value)
     return "n/a" if found is None else show(found)
+
+
+def _of(value: float, best: float | None, *, short: bool) -> str:
+    return "" if best is None or (short and value == best) else f" of {best:.0f}"
 
 
 def _ratio(value: Reading, top: Reading, unit: str = "") -> str:

@@ -11,7 +11,7 @@ from chimera.domain.telemetry import GpuSample
 
 from .causes import cause, first_supported, ranked
 from .evidence import EvidenceSet, Failure
-from .remedies import fewer_layers, foreign_vram, free_vram, make_room, missing_bytes, window
+from .remedies import fewer_layers, foreign_vram, free_vram, make_room, missing_bytes, programs_on_gpu, window
 from .thresholds import limit
 from .views import (
     Placement,
@@ -225,9 +225,13 @@ def _memory_causes(
             share=held / total,
         )
     elif not evidence.engine_pids and evidence.gpu_infos:
+        held_by = ", ".join(
+            f"{plain(name, 40)} {gib(size)}" for name, size in programs_on_gpu(evidence, evidence.own_pids)[:3]
+        )
         yield cause(
             "vram-exhaustion/other-processes",
-            check="`nvidia-smi` lists the programs on the GPU; which of them is the server is not known here.",
+            check=(f"On the GPU: {held_by}" if held_by else "`nvidia-smi` lists the programs on the GPU")
+            + "; which of them is the server is not known here.",
         )
     twins = [each for each in evidence.neighbours if (each.vram_bytes or 0) > 0]
     if twins:

@@ -160,16 +160,18 @@ def foreign_vram(evidence: EvidenceSet) -> list[tuple[str, float]]:
 
     Empty where the server's own processes are not known: then nobody can tell theirs from others'.
     """
-    if not evidence.engine_pids:
-        return []
-    ours = evidence.engine_pids | evidence.own_pids
+    return programs_on_gpu(evidence, evidence.engine_pids | evidence.own_pids) if evidence.engine_pids else []
+
+
+def programs_on_gpu(evidence: EvidenceSet, but: frozenset[int]) -> list[tuple[str, float]]:
+    """(name, bytes) of processes that hold GPU memory, without those of these pids; largest first."""
     newest = {each.uuid: each for each in evidence.gpu_samples}
     found = [
         (each.name if each.name not in ("", "?") else f"pid {each.pid}", size)
         for sample in newest.values()
         if isinstance(sample.processes, tuple)
         for each in sample.processes
-        if each.pid not in ours and (size := number(each.vram_bytes)) is not None and size >= 64 * 1024**2
+        if each.pid not in but and (size := number(each.vram_bytes)) is not None and size >= 64 * 1024**2
     ]
     return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 

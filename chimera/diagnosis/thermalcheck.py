@@ -277,7 +277,7 @@ def _with_words(result: ThermalResult, slowdown_c: float | None) -> ThermalResul
             + (f" (give or take {2 * error:.0f})." if error >= 0.5 else ".")
         )
     elif result.end_c is not None:
-        words.append(f"It reached {result.end_c:.0f} °C; {minutes:.1f} min were too short to tell where it settles.")
+        words.append(f"It ended at {result.end_c:.0f} °C; {minutes:.1f} min were too short to tell where it settles.")
     else:
         words.append("No temperature can be read.")
     if slowdown_c is not None and result.equilibrium_c is not None:

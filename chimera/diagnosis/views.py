@@ -147,7 +147,9 @@ class Placement:
 
     @property
     def whole(self) -> bool:
-        """Everything is on the GPU."""
+        """Everything is on the GPU; the token table and buffers that llama.cpp keeps on the host are no offload."""
+        if self.layers is not None and self.layers == self.layers_in_all:
+            return True
         return self.on_gpu >= limit("offload")
 
     @property

@@ -208,6 +208,7 @@ class Recorder:
         url = self._backend.url
         self._progress.show(replace(self._progress.base, url=url, pid=effective.pid))
         self._sampler.watch(ServerInfo(self._backend.kind, url) if url else None, effective.pid)
+        await asyncio.to_thread(self._sampler.loaded)
         await asyncio.to_thread(self._journal.set_effective, self._run.id, self._session.candidate, effective)
         for note in effective.notes:
             if (self._session.candidate, note) not in self._noted:  # once a candidate, not once a load

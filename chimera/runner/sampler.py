@@ -41,6 +41,7 @@ class Sampler:
         self._lock = threading.Lock()
         self._session: list[Snapshot] = []
         self._before: tuple[GpuCounters, ...] = ()
+        self._loaded_at = float("-inf")
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
         self._earlier: frozenset[int] = frozenset()
@@ -72,9 +73,17 @@ class Sampler:
 
     def begin_session(self) -> None:
         """What is read from now on belongs to a new session. Asks the driver: not for an event loop."""
-        before = self._collector.counters() if self._collector is not None else ()
+        before = self._collector.counters(processes=False) if self._collector is not None else ()
         with self._lock:
-            self._session, self._before = [], before
+            self._session, self._before, self._loaded_at = [], before, float("-inf")
+
+    def loaded(self) -> None:
+        """The session's configuration runs: energy, memory and other programs count from now on. Asks the driver."""
+        if self._collector is None:
+            return
+        before = self._collector.counters()
+        with self._lock:
+            self._before, self._loaded_at = before, time.monotonic()
 
     def end_session(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
         """What was seen of the GPUs and the host since the session began; see `session_facts`. Asks the driver."""
@@ -82,9 +91,11 @@ class Sampler:
         with self._lock:
             seen, self._session = self._session, []
             before, self._before = self._before, ()
+            loaded_at = self._loaded_at
         self._earlier |= _engines(seen) | {*self._engine}
         tokens = sum(one.completion_tokens or 0 for one in measurements)
-        return session_facts(seen, tokens, before, after, ours=self._earlier)
+        engine = frozenset(self._engine)
+        return session_facts(seen, tokens, before, after, engine=engine, ours=self._earlier, loaded_at=loaded_at)
 
     def stop(self) -> None:
         """End; waits for a reading in flight, but not for ever."""
@@ -182,7 +193,9 @@ def session_facts(
     before: Sequence[GpuCounters] = (),
     after: Sequence[GpuCounters] = (),
     *,
+    engine: frozenset[int] = frozenset(),
     ours: frozenset[int] = frozenset(),
+    loaded_at: float = float("-inf"),
 ) -> dict[str, Any]:
     """The blame line of a session: what held it back, and what it took.
 
@@ -193,9 +206,11 @@ def session_facts(
     Args:
         seen: Snapshots of the session, oldest first.
         tokens: Tokens generated in it, the discarded request's included, for the energy of one.
-        before: The GPUs' counters when it began; a second without them is much of a short session.
+        before: The GPUs' counters when its configuration ran; a second without them is much of a short session.
         after: And when it ended.
+        engine: The engine that it started itself, where it did.
         ours: Engines of earlier sessions of the run.
+        loaded_at: When its configuration ran; memory that was in use before is another one's.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -206,7 +221,7 @@ def session_facts(
         facts["own_cpu_percent"] = sum(own) / len(own)
     if len(seen) > 1 and (span := seen[-1].at - seen[0].at) > 0:
         facts["nvml_calls_s"] = (seen[-1].cost.nvml_calls - seen[0].cost.nvml_calls) / span
-    engines = _engines(seen)
+    engines = _engines(seen) | engine
     engines = engines | ours if engines else engines
     by_gpu: dict[str, list[GpuSample]] = {}
     for snapshot in seen:
@@ -227,7 +242,7 @@ def session_facts(
                     held[name] = max(held.get(name, 0.0), share)
             thermal += [share for name in _THERMAL if (share := _held(first, last, name, wall)) is not None]
             power += [share for name in _POWER if (share := _held(first, last, name, wall)) is not None]
-        used = [value for one in samples if (value := number(one.vram_used_bytes)) is not None]
+        used = [value for one in samples if one.at >= loaded_at and (value := number(one.vram_used_bytes)) is not None]
         vram += [max(used)] if used else []
         joules = (number(first.energy_j), number(last.energy_j))
         if wall > 0 and joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:

@@ -23,8 +23,8 @@ class GpuSource(Protocol):
     def read(self, now: float) -> GpuState:
         """All GPUs; never raises."""
 
-    def counters(self, now: float) -> tuple[GpuCounters, ...]:
-        """The monotonic counters alone; never raises."""
+    def counters(self, now: float, *, processes: bool = True) -> tuple[GpuCounters, ...]:
+        """The monotonic counters, and who computes where that is wanted; never raises."""
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs now; None where it is not known. Never raises."""
@@ -108,9 +108,9 @@ class Collector:
         )
         return Snapshot(at=at, gpus=gpus, host=host, server=server, cost=cost)
 
-    def counters(self) -> tuple[GpuCounters, ...]:
-        """Energy and throttle times now, for the two ends of a request."""
-        return self.gpus.counters(self._clock())
+    def counters(self, *, processes: bool = True) -> tuple[GpuCounters, ...]:
+        """Energy, throttle times and programs now, for the ends of a session."""
+        return self.gpus.counters(self._clock(), processes=processes)
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs at this moment, between two snapshots; None where it is not known."""

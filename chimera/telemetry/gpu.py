@@ -7,6 +7,7 @@ hardly changes every fifty, what never does once; all but the first as far as th
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -64,6 +65,9 @@ _PCIE_TX = 197
 _PCIE_RX = 198
 _TIMES = {reason.field: reason.id for reason in REASONS if reason.field is not None}
 _POLICIES = {reason.policy: reason.id for reason in REASONS if reason.policy is not None}
+_WRAP = 2**32
+_MOMENT_S = 0.003
+"""From one look at a counter of 32 bits to the next: a link of 64 GB/s fills it in 67 ms."""
 _FAST_FIELDS = (_MEMORY_TEMPERATURE, _ENERGY, _POWER_AVERAGE, _POWER_INSTANT, *_TIMES, _PCIE_TX, _PCIE_RX)
 _COUNTER_FIELDS = (_ENERGY, *_TIMES)
 
@@ -89,17 +93,20 @@ class Counter:
     def __init__(self) -> None:
         self._last: tuple[float, float] | None = None
 
-    def rate(self, value: Reading, at: float) -> Reading:
-        """Per second since the last value; Missing for a first one, and where the counter ran backwards."""
+    def rate(self, value: Reading, at: float, *, wraps: bool = False) -> Reading:
+        """Per second since the last value; Missing for a first one, and where the counter ran backwards.
+
+        One that `wraps` begins anew after 2^32 and is taken to have done so once at most.
+        """
         if isinstance(value, Missing):
             self._last = None
             return value
         last, self._last = self._last, (value, at)
         if last is None or at <= last[1]:
             return PENDING
-        if value < last[0]:
+        if value < last[0] and not wraps:
             return Missing("pending", "the counter started anew")
-        return (value - last[0]) / (at - last[1])
+        return (value - last[0]) % _WRAP / (at - last[1]) if wraps else (value - last[0]) / (at - last[1])
 
 
 @dataclass(slots=True)
@@ -173,11 +180,13 @@ class Device:
         self.processes = processes
         self._parent = parent
         self._slow: dict[str, tuple[float, Any]] = {}
-        self._pcie = {"tx": Counter(), "rx": Counter()}
+        self._pcie = {_PCIE_TX: Counter(), _PCIE_RX: Counter()}
+        self._narrow: dict[int, int] = {}  # fields of 32 bits: when the driver read them, by its clock
         self._throttling = Throttling()
         self._policy_at: dict[str, float] = {}
         self._last_at: float | None = None
         self._process_stamp = 0
+        self._driver_us = 0  # the driver's own clock, microseconds
         self._temperature: Reading = PENDING
         self._limit_margin: Reading = PENDING
         self._process_call = "nvmlDeviceGetComputeRunningProcesses_v3"
@@ -405,6 +414,7 @@ class Device:
         throttles = self._throttling.see(at, times, reasons, self._policy_at)
         self._last_at = at
         shared = self.info.integrated
+        traffic = {} if shared else self._traffic(fields, at, now)
         return GpuSample(
             uuid=self.info.uuid,
             at=at,
@@ -419,8 +429,8 @@ class Device:
             sm_mhz=sm,
             power_w=power,
             energy_j=energy,
-            pcie_tx_bytes_s=_SHARED_MEMORY if shared else self._pcie["tx"].rate(fields[_PCIE_TX], at),
-            pcie_rx_bytes_s=_SHARED_MEMORY if shared else self._pcie["rx"].rate(fields[_PCIE_RX], at),
+            pcie_tx_bytes_s=_SHARED_MEMORY if shared else traffic[_PCIE_TX],
+            pcie_rx_bytes_s=_SHARED_MEMORY if shared else traffic[_PCIE_RX],
             reasons=reasons,
             throttle_s=times,
             throttles=throttles,
@@ -633,11 +643,28 @@ class Device:
                 wanted.append(field)
         if not wanted:
             return result
+        result |= self._answered(wanted, now)
+        left = [field for field in wanted if field not in result]
+        if left and left != wanted:
+            result |= self._answered(left, now)  # what the driver refused is no longer among them
+        for field in left:
+            result.setdefault(field, Missing("unsupported", "NVML: no value"))
+        return result
+
+    def _answered(self, wanted: list[int], now: float) -> dict[int, Reading]:
+        """What the driver answers to one call, without the fields that it passes over."""
         values = self.asker.ask("fields", now, lambda: self._nvml.nvmlDeviceGetFieldValues(self.handle, wanted))
         if isinstance(values, Missing):
-            return result | dict.fromkeys(wanted, values)
+            return dict.fromkeys(wanted, values)
+        result: dict[int, Reading] = {}
         for field, value in zip(wanted, values, strict=False):
             code = int(value.nvmlReturn)
+            if not code and not value.timestamp and not value.valueType:
+                # One field that is not supported makes driver 580 leave others as they were handed in: zeros, no error.
+                continue
+            self._driver_us = max(self._driver_us, int(value.timestamp))
+            if int(value.valueType) == 1:
+                self._narrow[field] = int(value.timestamp)
             if code:
                 words = str(self._nvml.NVMLError(code))
                 result[field] = self.asker.refuse(f"field {field}", code, words, now)
@@ -645,9 +672,28 @@ class Device:
             self.asker.accept(f"field {field}", now)
             figure = _union(value, signed=field == _SLOWDOWN_LIMIT)
             result[field] = float(figure) if available(figure) else Missing("unsupported", "NVML: no value")
-        for field in wanted:
-            result.setdefault(field, Missing("unsupported", "NVML: no value"))
         return result
+
+    def _traffic(self, fields: dict[int, Reading], at: float, now: float) -> dict[int, Reading]:
+        """Bytes a second over PCIe each way: the mean since the last tick, or where that cannot be told, of a moment.
+
+        Counters of 32 bits wrap several times a tick on a link that is really used.
+        """
+        narrow = tuple(field for field in self._pcie if field in self._narrow and number(fields[field]) is not None)
+        rates = {field: counter.rate(fields[field], at, wraps=field in narrow) for field, counter in self._pcie.items()}
+        if not narrow:
+            return rates
+        before = dict(self._narrow)
+        time.sleep(_MOMENT_S)
+        after = self._fields(narrow, now)
+        for field in narrow:
+            first, second, spent_us = fields[field], after[field], self._narrow[field] - before[field]
+            if isinstance(first, Missing) or isinstance(second, Missing) or spent_us <= 0:
+                continue
+            moment = (second - first) % _WRAP / spent_us * 1e6
+            if moment >= _WRAP / 2:
+                rates[field] = moment
+        return rates
 
     def _energy(self, fields: dict[int, Reading], now: float) -> Reading:
         energy = fields[_ENERGY]
@@ -657,24 +703,25 @@ class Device:
             return energy
         return energy / 1000 if available(energy) else Missing("unsupported", "NVML: no value")
 
-    def counters(self, now: float, stamp: Callable[[], float]) -> GpuCounters:
+    def counters(self, now: float, stamp: Callable[[], float], *, processes: bool) -> GpuCounters:
         """The monotonic counters, by one driver call where it has them as fields, and the processes if it may be asked.
 
-        No request is timed at this moment, so the list costs nobody anything; read at the start, it makes the next one
-        tell of the time since then alone.
+        No request is timed at this moment, so the list costs nobody anything; read when a configuration runs, it makes
+        the next one tell of the time since then alone.
         """
         at = stamp()
         read = self._reads["processes"]
-        if self.allowance.room() >= read.calls:
+        self.allowance.begin(now)
+        if processes and self.allowance.room() >= read.calls:
             read.at = at
             self._keep(read.name, at, self._read_processes(at))
-        kept_at, processes = self._slow.get(read.name, (_NEVER, PENDING))
+        kept_at, listed = self._slow.get(read.name, (_NEVER, PENDING))
         for policy in _POLICIES:
             self._keep(f"policy {policy}", at, self._read_policy(policy, at))
         fields = self._fields(_COUNTER_FIELDS, now)
         return GpuCounters(
             self.info.uuid, at, self._energy(fields, now), self._held(fields, now),
-            processes if kept_at == at else PENDING,
+            listed if kept_at == at else PENDING,
         )  # fmt: skip
 
     # -- the slower tiers ------------------------------------------------------------------------------------------
@@ -813,9 +860,12 @@ class Device:
         if self._parent is not None:
             return _MIG_SHARED
 
+        # From the beginning of its memory it would give the mean over ten seconds and more, long after the work.
+        stamp = self._process_stamp or max(0, self._driver_us - int(SLOW_S * 1e6))
+
         def since() -> Any:
             try:
-                return self._nvml.nvmlDeviceGetProcessUtilization(self.handle, self._process_stamp)
+                return self._nvml.nvmlDeviceGetProcessUtilization(self.handle, stamp)
             except self._nvml.NVMLError as error:
                 # Nobody was active: not a failure. The binding raises code 0 where the list is empty.
                 if code_of(error) in {0, NOT_FOUND}:

@@ -106,15 +106,15 @@ class NvmlCollector:
             self._state = state
             return state
 
-    def counters(self, now: float) -> tuple[GpuCounters, ...]:
-        """Energy and throttle times of each GPU that can be read, for the two ends of a request. Never raises."""
+    def counters(self, now: float, *, processes: bool = True) -> tuple[GpuCounters, ...]:
+        """Energy, throttle times and programs of each GPU that can be read, for the ends of a session. Never raises."""
         with self._lock:
             found = []
             started = self._clock()
             for device in self._devices if self._pid == os.getpid() else ():
                 if device.lost is None:
                     try:
-                        found.append(device.counters(now, lambda: now + self._clock() - started))
+                        found.append(device.counters(now, lambda: now + self._clock() - started, processes=processes))
                     except (DeviceLost, DriverGone):
                         continue  # the next full reading finds out and says so
             return tuple(found)

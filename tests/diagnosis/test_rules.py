@@ -293,6 +293,13 @@ def test_two_servers_and_other_programs_are_named_when_memory_runs_out() -> None
     assert any("game" in each.text for each in must(evidence, "vram-exhaustion").remedies)
 
 
+def test_who_holds_the_memory_is_named_also_where_the_engine_never_came_up() -> None:
+    evidence = healthy(failures=(OOM,), engine_pids=frozenset(), gpu_samples=gpus(
+        processes=(GpuProcess(900, "python3", 11e9),)))  # fmt: skip
+    checks = [each.check for each in must(evidence, "vram-exhaustion").causes]
+    assert "On the GPU: python3 10.2 GiB; which of them is the server is not known here." in checks
+
+
 def test_a_smaller_window_is_a_cure_only_where_it_frees_enough_and_holds_the_prompts() -> None:
     evidence = healthy(
         server_samples=servers(size=5.0e9, vram=4.2e9, context=16384.0), effective=Effective(Options(num_ctx=16384)),
@@ -322,6 +329,11 @@ def test_the_servers_log_gives_the_layers() -> None:
     line = LogLine("load_tensors: offloaded 22/35 layers to GPU")
     finding = must(healthy(server_samples=servers(vram=3.0e9), log=(line,)), "cpu-offload")
     assert finding.title.startswith("13 of 35 layers")
+
+
+def test_all_layers_on_the_gpu_are_no_offload_although_the_token_table_stays_on_the_host() -> None:
+    line = LogLine("load_tensors: offloaded 35/35 layers to GPU")
+    assert found(healthy(server_samples=servers(vram=3.9e9), log=(line,)), "cpu-offload") is None
 
 
 def test_layers_that_were_asked_for_are_only_information() -> None:

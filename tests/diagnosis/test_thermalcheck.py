@@ -56,6 +56,8 @@ def test_a_series_that_is_too_short_says_so_and_gives_no_equilibrium() -> None:
     assert result.equilibrium_c is None
     assert result.level == "unknown"
     assert "too short" in result.verdict
+    assert result.end_c is not None
+    assert f"It ended at {result.end_c:.0f} °C" in result.verdict, "a card that cools again has reached more"
 
 
 def test_a_card_that_regulates_itself_settles_on_its_plateau() -> None:

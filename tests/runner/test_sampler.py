@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from chimera.domain.run import Target
-from chimera.domain.telemetry import Cost, GpuCounters, GpuInfo, GpuSample, GpuState, HostSample, Snapshot
+from chimera.domain.telemetry import Cost, GpuCounters, GpuInfo, GpuProcess, GpuSample, GpuState, HostSample, Snapshot
 from chimera.domain.workload import Workload
 from chimera.runner import sampler
 from chimera.runner.sampler import Sampler, session_facts
 from chimera.store.blame import power_view
 from chimera.store.journal import Journal
+from tests.diagnosis.builders import measurement
 
 from .test_worker import journal, wait_until
 
@@ -98,3 +99,37 @@ def test_what_is_learnt_of_a_gpu_later_is_kept_with_the_run_once(
 def test_what_is_not_known_is_left_out() -> None:
     facts = session_facts([Snapshot(1.0, GpuState(1.0), HostSample(1.0))], tokens=0)
     assert facts == {}
+
+
+def test_memory_of_the_engine_before_and_of_the_load_is_not_the_sessions() -> None:
+    readings = [seen(10, 100, 1.0, 50.0), seen(12, 118, 1.0, 90.0), seen(14, 136, 2.0, 250.0)]
+    assert session_facts(readings[::-1], 100, loaded_at=13.0)["gpu_vram_peak_bytes"] == 14e9
+    assert "gpu_vram_peak_bytes" not in session_facts(readings, 100, loaded_at=15.0)
+
+
+def test_programs_are_those_of_the_session_where_requests_left_no_moment_to_look() -> None:
+    nobody_yet = seen(10, 100, 1.0, 50.0)
+    programs = (GpuProcess(7, "llama-server", sm_percent=60.0), GpuProcess(9, "python3", sm_percent=33.0))
+    after = (GpuCounters("GPU-a", 12.0, processes=programs),)
+    facts = session_facts([nobody_yet], 100, (), after, engine=frozenset({7}))
+    assert facts["foreign_gpu_percent"] == 33.0
+
+
+def test_energy_is_of_the_requests_and_not_of_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    joules = iter([100.0, 500.0, 600.0])
+    looks: list[bool] = []
+
+    class Driver:
+        def counters(self, *, processes: bool = True) -> tuple[GpuCounters, ...]:
+            looks.append(processes)
+            value = next(joules)
+            return (GpuCounters("GPU-a", value, value),)
+
+    watch = Sampler(cast("Any", None), "r1")
+    monkeypatch.setattr(watch, "_collector", Driver())
+    watch.begin_session()
+    watch._session.append(seen(10, 100, 1.0, 50.0))
+    watch.loaded()
+    facts = watch.end_session([measurement(completion_tokens=50)])
+    assert facts["energy_j_per_token"] == 2.0
+    assert looks == [False, True, True], "shares are since the load, not since some earlier look"

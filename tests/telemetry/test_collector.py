@@ -33,7 +33,7 @@ class FakeGpus:
         self.was_quiet.append(self.quiet)
         return GpuState(now)
 
-    def counters(self, now: float) -> tuple[GpuCounters, ...]:
+    def counters(self, now: float, *, processes: bool = True) -> tuple[GpuCounters, ...]:
         return (GpuCounters("GPU-a", now, 5.0),)
 
     def free_bytes(self) -> float | None:

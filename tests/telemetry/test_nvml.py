@@ -372,6 +372,34 @@ def test_throttling_between_two_samples_is_seen_by_its_counter() -> None:
     assert {one["source"] for one in found} == {"counter"}
 
 
+def test_fields_that_the_driver_passes_over_beside_one_that_it_refuses_are_asked_for_again() -> None:
+    # As driver 580 on an H200: no error and zeros. A minute later the refused field is tried once more.
+    lines = play("one_gpu", ticks=64, extra="cut_fields 1\nfield.270 5e12\nfield.271 3e12")
+    samples = [sample for line in lines[:-1] for sample in line["state"]["samples"]]
+    assert {sample["throttle_s"]["hw-thermal"] for sample in samples} == {5000.0}
+    assert {sample["throttle_s"]["power-brake"] for sample in samples} == {3000.0}
+    assert not any(sample["throttles"] for sample in samples)
+    assert calls_a_second(lines[:-1]) <= 12
+
+
+def test_a_counter_of_32_bits_that_wraps_within_a_tick_gives_no_false_rate() -> None:
+    # The H200 at 59 GB/s: it wraps 14 times a second.
+    extra = "narrow_pcie 1\nrate.197 3e9\nrate.198 59e9"
+    lines = play("one_gpu", ticks=3, plan={"real": True}, extra=extra)
+    for line in lines[1:-1]:
+        [sample] = line["state"]["samples"]
+        assert sample["pcie_rx_bytes_s"] == pytest.approx(59e9, rel=0.1)
+        assert sample["pcie_tx_bytes_s"] == pytest.approx(3e9, rel=0.1)
+    slow = play("one_gpu", ticks=6, plan={"real": True, "every": 1.0}, extra="narrow_pcie 1\nrate.198 1.5e9")
+    rates = [line["state"]["samples"][0]["pcie_rx_bytes_s"] for line in slow[1:-1]]
+    assert rates == [pytest.approx(1.5e9, rel=0.1)] * 5, "also where it wraps between two ticks"
+
+
+def test_the_first_share_of_a_process_is_of_the_last_seconds() -> None:
+    [process] = last(play("one_gpu", extra="long_sm 24"))["samples"][0]["processes"]
+    assert process["sm_percent"] == 85, "not the mean over all that the driver remembers"
+
+
 @pytest.mark.parametrize(
     ("scenario", "name", "share"),
     [("sw_thermal", "sw-thermal", 0.4), ("hw_thermal", "hw-thermal", 0.7), ("power_cap", "power-cap", 0.95),
@@ -495,6 +523,7 @@ FEWER_FIELDS = "field.83.code 3\nfield.185.code 3\nfield.186.code 3"
     [
         *itertools.product(("one_gpu", "eight_gpus", "mig_full", "ada", "not_supported"), (False, True), ("",)),
         *itertools.product(("one_gpu", "mig_full", "older_counters", "ada"), (False, True), (FEWER_FIELDS,)),
+        *itertools.product(("one_gpu", "ada"), (False, True), ("narrow_pcie 1\ncut_fields 1",)),
     ],
 )
 def test_what_is_rarely_read_or_tried_again_keeps_to_the_allowance(scenario: str, old: bool, extra: str) -> None:

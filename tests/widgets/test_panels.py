@@ -300,6 +300,12 @@ def test_a_narrow_column_still_tells_how_hot_and_how_slowed_one_gpu_is() -> None
     assert "n/a: unsupported" in text(gpu(utilization=UNSUPPORTED), 28, 5)
 
 
+def test_what_is_at_its_best_is_not_said_twice_where_both_ways_of_the_bus_do_not_fit() -> None:
+    link = gpu(pcie_gen=4.0, pcie_width=16.0, pcie_rx_bytes_s=18e6, pcie_tx_bytes_s=132e6)
+    assert "PCIe    gen 4  x16   in 18 MB/s  out 132 MB/s" in text(link, 53)
+    assert "gen 4 of 4  x16 of 16   in 18 MB/s  out 132 MB/s" in text(link, 60)
+
+
 def test_full_memory_stands_out() -> None:
     assert "▲ 99 %" in text(gpu(vram_used_bytes=11.6 * 1024**3))
 

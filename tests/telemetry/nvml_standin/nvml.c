@@ -477,11 +477,14 @@ typedef struct {
 } field_t;
 
 int nvmlDeviceGetFieldValues(device_t *gpu, int count, field_t *fields) {
+    int refused = 0;
     ENTER(gpu);
     for (int i = 0; i < count; i++) {
         char key[48];
         field_t *field = &fields[i];
         unsigned id = field->field;
+        /* Driver 580: after one field that it refuses, it leaves these as they were handed in. */
+        if (refused && get(gpu, "cut_fields", 0) && id >= 270 && id <= 271) continue;
         field->timestamp = (long long)(wall() * 1e6);
         field->type = 3;
         snprintf(key, sizeof key, "field.%u.code", id);
@@ -496,9 +499,14 @@ int nvmlDeviceGetFieldValues(device_t *gpu, int count, field_t *fields) {
         if (id > 100) known = 0;
 #endif
         if (get(gpu, "no_time_fields", 0) && ((id >= 74 && id <= 79) || id >= 269)) known = 0;
-        if (gpu->parent || !known) { field->code = NOT_SUPPORTED; continue; }
+        if (gpu->parent || !known) { field->code = NOT_SUPPORTED; refused = 1; continue; }
         if (id == 82 || id == 185 || id == 186) { field->type = 1; field->value.ui = (unsigned)value; }
         else if (id >= 193 && id <= 196) { field->type = 5; field->value.si = (int)value; }
+        else if (get(gpu, "narrow_pcie", 0) && (id == 197 || id == 198)) {
+            field->type = 1;  /* as on Hopper: bytes in 32 bits */
+            field->value.ull = 0;
+            field->value.ui = (unsigned)((unsigned long long)value & 0xffffffffull);
+        }
         else field->value.ull = big(value);
     }
     return SUCCESS;
@@ -534,9 +542,12 @@ int nvmlDeviceGetProcessUtilization(device_t *gpu, process_sample_t *out, unsign
     unsigned long long now = (unsigned long long)(wall() * 1e6);
     *count = 0;
     if (now <= since) return NOT_FOUND;
+    /* A mean over all that it remembers since then; `long_sm` is what it is over more than some seconds. */
+    int far = now - since > 6000000 && has(gpu, "long_sm");
     for (int i = 0; i < gpu->process_count; i++)
         if (gpu->processes[i].sm >= 0)
-            out[(*count)++] = (process_sample_t){gpu->processes[i].pid, now, (unsigned)gpu->processes[i].sm, 0, 0, 0};
+            out[(*count)++] = (process_sample_t){
+                gpu->processes[i].pid, now, (unsigned)(far ? get(gpu, "long_sm", 0) : gpu->processes[i].sm), 0, 0, 0};
     return SUCCESS;
 }
 
