@@ -9,7 +9,7 @@ from typing import Any, get_args
 from chimera.domain.finding import SEVERITIES
 from chimera.domain.run import Run
 from chimera.domain.text import plain
-from chimera.domain.verdict import RATES, Metric, VerdictWord
+from chimera.domain.verdict import Metric, VerdictWord, of_itself
 
 from . import format
 from .listing import facts
@@ -197,11 +197,11 @@ def _verdict(one: Mapping[str, Any], width: int) -> list[Row]:
     sign, tone = VERDICTS[word]
     metric: Metric = one["metric"]
     parts = [f"on {METRICS.get(metric, metric)} against {one['against']}"]
-    if one["effect"] is not None:
-        better = "" if metric in RATES else " better" if one["effect"] >= 1 else " worse"
-        parts.append(f"{format.effect(one['effect'])}{better}")
-    if one["ci"] is not None:
-        low, high = one["ci"]
+    effect, ci = of_itself(metric, one["effect"], one["ci"])
+    if effect is not None:
+        parts.append(format.effect(effect))
+    if ci is not None:
+        low, high = ci
         parts.append(f"{one['level'] * 100:.4g} % interval {format.effect(low)} to {format.effect(high)}")
     if one["n"]:
         parts.append(f"{one['n']} rounds")

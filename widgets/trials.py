@@ -179,7 +179,8 @@ are one candidate; the note names those that were merged.
                 cv = view.statistic.cv if view.statistic else None
                 line.add("" if cv is None else f"{cv * 100:.1f} %", "muted", column.width, "right")
             elif column.name == "effect":
-                text = format.effect(verdict.effect) if verdict and verdict.effect is not None else ""
+                effect = verdict.itself.effect if verdict else None
+                text = format.effect(effect) if effect is not None else ""
                 line.add(text, dim, column.width, "right").gap(2)
             elif column.name == "interval":
                 line.add(_interval_text(verdict), "muted", column.width).gap(2)
@@ -221,7 +222,7 @@ def _note(view: TrialView) -> str:
 def _interval_text(verdict: Verdict | None) -> str:
     if verdict is None or verdict.ci is None:
         return ""
-    low, high = ((bound - 1) * 100 for bound in verdict.ci)
+    low, high = ((bound - 1) * 100 for bound in verdict.itself.ci or verdict.ci)
     return f"{low:+.1f} .. {high:+.1f} %"
 
 
@@ -254,7 +255,7 @@ names. Between the dotted lines a difference does not matter in practice. An int
             band: Half width of the band in which a difference does not matter: 0.02 for 2 %.
             labels: Words for candidates, by their names.
         """
-        self._verdicts, self._band, self._labels = tuple(verdicts), band, dict(labels or {})
+        self._verdicts, self._band, self._labels = tuple(one.itself for one in verdicts), band, dict(labels or {})
         self.redraw()
 
     def build(self, width: int, height: int) -> list[Row]:

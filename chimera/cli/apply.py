@@ -109,7 +109,7 @@ def _prove(journal: Journal, run: Run, choice: Choice, facts: dict[str, Any], *,
     rows = [row for row in journal.verdicts(ended.id) if row.candidate == choice.candidate]
     facts["proof"] = {"run": ended.id, "state": ended.state, "verdicts": [asdict(row) for row in rows]}
     for row in rows:
-        effect = f" {row.effect - 1:+.1%}" if row.effect is not None else ""
+        effect = f" {seen - 1:+.1%}" if (seen := row.itself.effect) is not None else ""
         say(f"  {row.metric}: {row.verdict}{effect}")
     return code or (1 if rows and rows[0].verdict == "worse" else 0)
 

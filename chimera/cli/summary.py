@@ -6,6 +6,7 @@ from typing import Any
 
 from chimera.domain.run import COMPARING
 from chimera.domain.text import plain
+from chimera.domain.verdict import of_itself
 from chimera.store.blame import aim_words, blame_words
 
 from .agents_text import emit_agents
@@ -209,11 +210,12 @@ def _emit_verdicts(facts: dict[str, Any]) -> None:
                 row["against"],
                 row["metric"],
                 row["verdict"],
-                f"{row['effect'] - 1:+.1%}" if row["effect"] is not None else None,
-                f"{row['ci'][0] - 1:+.1%} to {row['ci'][1] - 1:+.1%}" if row["ci"] else None,
+                f"{change - 1:+.1%}" if change is not None else None,
+                f"{ci[0] - 1:+.1%} to {ci[1] - 1:+.1%}" if ci else None,
                 row["n"],
             )
             for row in rows
+            for change, ci in [of_itself(row["metric"], row["effect"], row["ci"])]
         ],
     )
     for reason in dict.fromkeys(row["reason"] for row in rows if row["reason"]):

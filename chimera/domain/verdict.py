@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 VerdictWord = Literal["better", "same", "worse", "undecided", "insufficient"]
@@ -30,3 +31,20 @@ class Verdict:
     """Complete rounds that it rests on."""
     reason: str | None = None
     """Why it is insufficient, undecided or derived, in words."""
+
+    @property
+    def itself(self) -> Verdict:
+        """The same with effect and interval as ratios of the metric itself, as people read it: 1.1 = 10 % more of it."""
+        effect, ci = of_itself(self.metric, self.effect, self.ci)
+        return replace(self, effect=effect, ci=ci)
+
+
+def of_itself(
+    metric: Metric, effect: float | None, ci: Sequence[float] | None
+) -> tuple[float | None, tuple[float, float] | None]:
+    """An effect and its interval, in which above 1 is better, as ratios of the metric, of which less may be better."""
+    low_high = None if ci is None else (ci[0], ci[1])
+    if metric in RATES:
+        return effect, low_high
+    turned = None if low_high is None else (1 / low_high[1], 1 / low_high[0])
+    return None if effect is None else 1 / effect, turned

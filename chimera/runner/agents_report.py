@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from chimera.domain.run import Run, Session
-from chimera.domain.verdict import RATES, Metric, Verdict
+from chimera.domain.verdict import Metric, Verdict
 from chimera.tuning.concurrency import AgentFigures, Figures, Load, efficiency, figures, knee, pays, speedup
 from chimera.tuning.plan import by_round
 from chimera.tuning.statistics import judge, paired, t_quantile
@@ -219,21 +219,15 @@ def _said(row: Verdict | None) -> str:
         return "unknown"
     if row.effect is None or row.verdict == "insufficient":
         return f"without a verdict ({row.reason.rstrip('.')})" if row.reason else "without a verdict"
+    seen = row.itself
     if row.verdict == "same":
-        return f"the same ({_change(row, row.effect)})"
-    spread = ""
-    if row.ci is not None:
-        low, high = sorted(row.ci, key=lambda effect: _ratio(row, effect))
-        spread = f", {_change(row, low)} to {_change(row, high)}"
-    return f"{row.verdict} ({_change(row, row.effect)}{spread})"
+        return f"the same ({_change(seen.effect)})"
+    spread = f", {_change(seen.ci[0])} to {_change(seen.ci[1])}" if seen.ci is not None else ""
+    return f"{row.verdict} ({_change(seen.effect)}{spread})"
 
 
-def _ratio(row: Verdict, effect: float) -> float:
-    return effect if row.metric in RATES else 1 / effect
-
-
-def _change(row: Verdict, effect: float) -> str:
-    return f"{(_ratio(row, effect) - 1) * 100:+.3g} %"
+def _change(ratio: float | None) -> str:
+    return f"{((ratio or 1.0) - 1) * 100:+.3g} %"
 
 
 # -- saturation --------------------------------------------------------------------------------------------------------

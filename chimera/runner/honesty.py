@@ -156,7 +156,7 @@ class PresetRow:
         if self.like_default:
             parts.append("but for the sampling the server's default")
         if self.verdict is not None:
-            effect = f" ({self.verdict.effect - 1:+.1%})" if self.verdict.effect is not None else ""
+            effect = f" ({seen - 1:+.1%})" if (seen := self.verdict.itself.effect) is not None else ""
             parts.append(f"{self.verdict.verdict}{effect} against the default in run {self.verdict_run}")
         return "; ".join(parts)
 
@@ -165,10 +165,9 @@ class PresetRow:
         """The verdict with its effect, interval and run; None where there is none."""
         if self.verdict is None:
             return None
-        effect = f" {self.verdict.effect - 1:+.1%}" if self.verdict.effect is not None else ""
-        interval = ""
-        if self.verdict.ci is not None:
-            interval = f", {self.verdict.ci[0] - 1:+.1%} to {self.verdict.ci[1] - 1:+.1%}"
+        seen = self.verdict.itself
+        effect = f" {seen.effect - 1:+.1%}" if seen.effect is not None else ""
+        interval = f", {seen.ci[0] - 1:+.1%} to {seen.ci[1] - 1:+.1%}" if seen.ci is not None else ""
         about = "" if self.verdict_scope == "the whole preset" else f", {self.verdict_scope}"
         return f"{self.verdict.verdict}{effect}{interval} (run {self.verdict_run}{about})"
 

@@ -121,10 +121,11 @@ def _keep(plan: Plan, now: Standing, deciding: Sequence[Verdict]) -> str:
 
 def _effect(row: Verdict) -> str:
     """An effect with its interval, as percentages."""
-    if row.effect is None or row.ci is None:
+    seen = row.itself
+    if seen.effect is None or seen.ci is None:
         return "effect unknown"
-    low, high = (f"{value - 1:+.1%}" for value in row.ci)
-    return f"{row.effect - 1:+.1%}, {row.level:.1%} interval {low} to {high}, {row.n} rounds"
+    low, high = (f"{value - 1:+.1%}" for value in seen.ci)
+    return f"{seen.effect - 1:+.1%}, {row.level:.1%} interval {low} to {high}, {row.n} rounds"
 
 
 def typical(now: Standing, candidate: str, metric: Metric) -> float | None:

@@ -20,7 +20,7 @@ from textual.widgets.option_list import Option
 from chimera.domain.options import OPTION_NAMES, Options
 from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.text import plain
-from chimera.domain.verdict import Metric, Verdict
+from chimera.domain.verdict import Metric, Verdict, of_itself
 from chimera.runner.follow import Compared, Update
 from chimera.store.blame import aim_words, power_view
 from chimera.widgets import format
@@ -436,10 +436,10 @@ def proved(applied: Mapping[str, Any]) -> tuple[str, bool]:
     proof = applied.get("proof")
     if proof is None:
         return "No proof was run.", False
-    shown = [
-        f"{row['metric']} {row['verdict']}" + (f" {row['effect'] - 1:+.1%}" if row["effect"] is not None else "")
-        for row in proof["verdicts"]
-    ]
+    shown = []
+    for row in proof["verdicts"]:
+        change, _ = of_itself(row["metric"], row["effect"], None)
+        shown.append(f"{row['metric']} {row['verdict']}" + (f" {change - 1:+.1%}" if change is not None else ""))
     held = proof["state"] == "done" and any(row["verdict"] == "better" for row in proof["verdicts"][:1])
     state = "" if proof["state"] == "done" else f" ({proof['state']})"
     again = "" if held else " It does not show the gain again."
