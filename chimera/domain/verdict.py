@@ -34,7 +34,7 @@ class Verdict:
 
     @property
     def itself(self) -> Verdict:
-        """The same with effect and interval as ratios of the metric itself, as people read it: 1.1 = 10 % more of it."""
+        """The same with effect and interval as ratios of the metric itself, as people read it: 1.1 = 10 % more."""
         effect, ci = of_itself(self.metric, self.effect, self.ci)
         return replace(self, effect=effect, ci=ci)
 
