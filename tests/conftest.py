@@ -49,6 +49,11 @@ def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> 
             _ROOM.leave()
 
 
+def pytest_sessionfinish() -> None:
+    """A process that ends early, after `-x` or an interrupt, keeps nobody waiting."""
+    _ROOM.leave()
+
+
 def _alone(item: pytest.Item) -> bool:
     return item.get_closest_marker("alone") is not None
 
@@ -68,8 +73,9 @@ class _Room:
 
         with self._door.open("wb") as door:
             fcntl.flock(door, fcntl.LOCK_EX)
-            self._held = self._room.open("wb")
-            fcntl.flock(self._held, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            room = self._room.open("wb")
+            fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+            self._held = room
 
     def leave(self) -> None:
         if self._held is not None:

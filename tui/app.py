@@ -286,9 +286,11 @@ class ChimeraApp(App[None]):
             )
         )
         if answer == "yes":
-            self.journal.do(lambda journal: requests.put_back(journal, message.run_id, self._say_later))
+            self.journal.do(
+                lambda journal: requests.put_back(journal, message.run_id, message.server_url, self._say_later)
+            )
         elif answer == "never":
-            self.journal.do(lambda journal: requests.forget_changes(journal, message.run_id))
+            self.journal.do(lambda journal: requests.forget_changes(journal, message.run_id, message.server_url))
 
     def _say_later(self, words: str) -> None:
         """From a thread."""

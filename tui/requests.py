@@ -74,14 +74,14 @@ def resume(journal: Journal, feed: JournalFeed, run_id: str) -> None:
     feed.follow(run_id)
 
 
-def put_back(journal: Journal, run_id: str, tell: Callable[[str], object]) -> None:
+def put_back(journal: Journal, run_id: str, server_url: str, tell: Callable[[str], object]) -> None:
     """Put a server's settings back that a killed run has left changed."""
     from chimera.runner.putback import put_back as restore
 
-    for words in restore(journal, run_id):
+    for words in restore(journal, run_id, server_url):
         tell(words)
 
 
-def forget_changes(journal: Journal, run_id: str) -> None:
+def forget_changes(journal: Journal, run_id: str, server_url: str) -> None:
     """Leave a server as a killed run has left it, and ask no more."""
-    journal.restored(run_id)
+    journal.restored(run_id, server_url)

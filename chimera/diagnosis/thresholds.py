@@ -29,6 +29,7 @@ THRESHOLDS: dict[str, Threshold] = {
     "context-span": Threshold(2.0, "times the shortest prompt", f"{_OURS}: less says nothing about length"),
     "context-collapse": Threshold(3.0, "times slower", _RULES),
     "offload": Threshold(0.995, "of the model in GPU memory", f"{_OURS}: the server's sums are rounded"),
+    "token-table": Threshold(0.85, "of the model in GPU memory", f"{_OURS}: tables are a tenth of a model at most"),
     # time to first token
     "ttft-rise": Threshold(1.5, "times the own baseline", f"{_OURS}: a time to first token spreads more than a rate"),
     "ttft-patience": Threshold(10.0, "s", f"{_OURS}: where a person looks elsewhere"),

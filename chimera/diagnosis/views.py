@@ -148,9 +148,9 @@ class Placement:
     @property
     def whole(self) -> bool:
         """Everything is on the GPU; the token table and buffers that llama.cpp keeps on the host are no offload."""
-        if self.layers is not None and self.layers == self.layers_in_all:
-            return True
-        return self.on_gpu >= limit("offload")
+        # Layers count as placed also where their experts are kept on the host, which is more than a table.
+        tables = self.layers is not None and self.layers == self.layers_in_all
+        return self.on_gpu >= limit("token-table" if tables else "offload")
 
     @property
     def evidence(self) -> Evidence:
@@ -179,7 +179,9 @@ def placement(evidence: EvidenceSet) -> Placement | None:
     if (size is None or vram is None) and evidence.effective is not None:
         size, vram, via = evidence.effective.size_bytes, evidence.effective.vram_bytes, "read back after loading"
     if size and vram is not None:
-        layers, count = from_log if from_log is not None else (None, every)
+        # The newest line may be of another model that was loaded since.
+        mine = from_log is not None and every in {None, from_log[1]}
+        layers, count = from_log if from_log is not None and mine else (None, every)
         return Placement(min(1.0, vram / size), "measured", via, size, vram, layers, count)
     if from_log is not None and from_log[1] > 0:
         return Placement(from_log[0] / from_log[1], "measured", "server log", None, None, *from_log)

@@ -37,7 +37,7 @@ async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
 
 
 async def restore_all(
-    journal: Journal, run_id: str, at: Callable[[str], Backend | None] = lambda url: None
+    journal: Journal, run_id: str, at: Callable[[str], Backend | None] = lambda url: None, only: str | None = None
 ) -> tuple[list[str], list[str]]:
     """Put back every server that the run has remembered, each noted as it is done; what failed stays remembered.
 
@@ -45,6 +45,7 @@ async def restore_all(
         journal: Where it is remembered.
         run_id: Of the run.
         at: The connected server at an address, where the caller has one.
+        only: The one server that is put back; None: all.
 
     Returns sentences, which are in the run's log already: what was put back, and what could not be.
     """
@@ -52,6 +53,8 @@ async def restore_all(
     said: list[str] = []
     failed: list[str] = []
     for kept in journal.remembered(run_id):
+        if only not in {None, kept.server_url}:
+            continue
         there = at(kept.server_url)
         try:
             words = await (there.restore(kept.data) if there is not None else _restore(target, kept))
@@ -75,7 +78,11 @@ async def _restore(target: Target, kept: Remembered) -> tuple[str, ...]:
         await backend.close()
 
 
-def put_back(journal: Journal, run_id: str) -> list[str]:
-    """Restore what the run had remembered; a sentence for each thing that was put back or could not be."""
-    said, failed = asyncio.run(restore_all(journal, run_id))
+def put_back(journal: Journal, run_id: str, server_url: str) -> list[str]:
+    """Restore what a killed run had remembered of a server; a sentence for each thing that was or could not be.
+
+    Raises `ConfigError` where somebody works on the run again, who then puts it back.
+    """
+    with journal.worker_lock(run_id):
+        said, failed = asyncio.run(restore_all(journal, run_id, only=server_url))
     return [*said, *failed]

@@ -158,10 +158,13 @@ class Recorder:
         self._begun = 0.0
         self._stage: SessionStage = "loading"
         self._request = 0
+        self._requesting = False
+        """The session's first request was announced."""
 
     async def begin(self, session: Session, sessions: int, options: dict[str, object]) -> None:
         """A session begins; `sessions` are planned in all."""
         self._session, self._sessions, self.same_as = session, sessions, None
+        self._requesting = False
         self._begun = time.monotonic()
         seconds = seconds_of(self._run)
         self._ends = None if seconds is None else self._begun + seconds
@@ -197,6 +200,9 @@ class Recorder:
 
     async def stage(self, stage: SessionStage, request: int) -> None:
         """A stage of the session begins."""
+        if stage != "loading" and not self._requesting:
+            self._requesting = True
+            await asyncio.to_thread(self._sampler.begin_requests)
         self._stage, self._request = stage, request
         self._sampler.quiet(stage != "loading")
         self._progress.show(
@@ -208,7 +214,6 @@ class Recorder:
         url = self._backend.url
         self._progress.show(replace(self._progress.base, url=url, pid=effective.pid))
         self._sampler.watch(ServerInfo(self._backend.kind, url) if url else None, effective.pid)
-        await asyncio.to_thread(self._sampler.loaded)
         await asyncio.to_thread(self._journal.set_effective, self._run.id, self._session.candidate, effective)
         for note in effective.notes:
             if (self._session.candidate, note) not in self._noted:  # once a candidate, not once a load
@@ -242,12 +247,17 @@ class Recorder:
             await asyncio.to_thread(self._journal.set_state, self._run.id, "paused")
             self._progress.show(replace(before, stage="paused", eta_s=None, text="paused: space or `chimera resume`"))
             await self._gate.passed()
+            self._interrupted()
             await asyncio.to_thread(self._journal.set_state, self._run.id, "running")
             self._progress.show(before)
         if self._checkup is not None and self._run.workload.agents == 1:
             await self._checkup.between()
         if not self._backend.owned:
             await self._give_way()
+
+    def _interrupted(self) -> None:
+        if self._requesting:
+            self._sampler.interrupted()
 
     async def _give_way(self) -> None:
         began = time.monotonic()
@@ -261,6 +271,7 @@ class Recorder:
                 return
             if not said:
                 said = True
+                self._interrupted()
                 text = "waiting: another client is using the server"
                 self._progress.show(replace(self._progress.base, text=text))
                 await asyncio.to_thread(self._journal.log, self._run.id, text, "notice")

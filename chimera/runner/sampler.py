@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 SAMPLE_S = 1.0
 _log = logging.getLogger(__name__)
 _PENDING = asdict(PENDING)
+_OF_THE_TIME = frozenset({"throttle_shares", "throttled_share", "power_capped_share", "energy_j", "energy_j_per_token"})
+"""Facts that count all the time from the first request to the last one."""
 
 
 class Sampler:
@@ -41,7 +43,8 @@ class Sampler:
         self._lock = threading.Lock()
         self._session: list[Snapshot] = []
         self._before: tuple[GpuCounters, ...] = ()
-        self._loaded_at = float("-inf")
+        self._since = float("-inf")
+        self._interrupted = False
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
         self._earlier: frozenset[int] = frozenset()
@@ -72,18 +75,24 @@ class Sampler:
         return self._collector.free_bytes() if self._collector is not None else None
 
     def begin_session(self) -> None:
-        """What is read from now on belongs to a new session. Asks the driver: not for an event loop."""
-        before = self._collector.counters(processes=False) if self._collector is not None else ()
+        """What is read from now on belongs to a new session."""
         with self._lock:
-            self._session, self._before, self._loaded_at = [], before, float("-inf")
+            self._session, self._before, self._since, self._interrupted = [], (), float("-inf"), False
 
-    def loaded(self) -> None:
-        """The session's configuration runs: energy, memory and other programs count from now on. Asks the driver."""
+    def begin_requests(self) -> None:
+        """All that the session needs is loaded: energy, throttling, memory and other programs count from now on.
+
+        Asks the driver: not for an event loop.
+        """
         if self._collector is None:
             return
         before = self._collector.counters()
         with self._lock:
-            self._before, self._loaded_at = before, time.monotonic()
+            self._before, self._since = before, time.monotonic()
+
+    def interrupted(self) -> None:
+        """The session's requests waited, paused or for another client: what the time between took is not theirs."""
+        self._interrupted = True
 
     def end_session(self, measurements: Sequence[Measurement]) -> dict[str, Any]:
         """What was seen of the GPUs and the host since the session began; see `session_facts`. Asks the driver."""
@@ -91,11 +100,12 @@ class Sampler:
         with self._lock:
             seen, self._session = self._session, []
             before, self._before = self._before, ()
-            loaded_at = self._loaded_at
+            since, interrupted = self._since, self._interrupted
         self._earlier |= _engines(seen) | {*self._engine}
         tokens = sum(one.completion_tokens or 0 for one in measurements)
         engine = frozenset(self._engine)
-        return session_facts(seen, tokens, before, after, engine=engine, ours=self._earlier, loaded_at=loaded_at)
+        facts = session_facts(seen, tokens, before, after, engine=engine, ours=self._earlier, since=since)
+        return {name: value for name, value in facts.items() if not (interrupted and name in _OF_THE_TIME)}
 
     def stop(self) -> None:
         """End; waits for a reading in flight, but not for ever."""
@@ -195,7 +205,7 @@ def session_facts(
     *,
     engine: frozenset[int] = frozenset(),
     ours: frozenset[int] = frozenset(),
-    loaded_at: float = float("-inf"),
+    since: float = float("-inf"),
 ) -> dict[str, Any]:
     """The blame line of a session: what held it back, and what it took.
 
@@ -206,11 +216,11 @@ def session_facts(
     Args:
         seen: Snapshots of the session, oldest first.
         tokens: Tokens generated in it, the discarded request's included, for the energy of one.
-        before: The GPUs' counters when its configuration ran; a second without them is much of a short session.
+        before: The GPUs' counters before its first request; a second without them is much of a short session.
         after: And when it ended.
         engine: The engine that it started itself, where it did.
         ours: Engines of earlier sessions of the run.
-        loaded_at: When its configuration ran; memory that was in use before is another one's.
+        since: When its first request was sent; memory that was in use before may be another one's.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -242,7 +252,7 @@ def session_facts(
                     held[name] = max(held.get(name, 0.0), share)
             thermal += [share for name in _THERMAL if (share := _held(first, last, name, wall)) is not None]
             power += [share for name in _POWER if (share := _held(first, last, name, wall)) is not None]
-        used = [value for one in samples if one.at >= loaded_at and (value := number(one.vram_used_bytes)) is not None]
+        used = [value for one in samples if one.at >= since and (value := number(one.vram_used_bytes)) is not None]
         vram += [max(used)] if used else []
         joules = (number(first.energy_j), number(last.energy_j))
         if wall > 0 and joules[0] is not None and joules[1] is not None and joules[1] >= joules[0]:

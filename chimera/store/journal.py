@@ -765,12 +765,11 @@ class Journal:
         """What the run has kept and not put back."""
         return self._remembered(schema.remembered.c.run == self._seq(run_id))
 
-    def restored(self, run_id: str, server_url: str | None = None) -> None:
-        """Note that what the run had kept of a server was put back; None: of all servers."""
+    def restored(self, run_id: str, server_url: str) -> None:
+        """Note that what the run had kept of a server was put back."""
         table = schema.remembered
-        query = update(table).where(table.c.run == self._seq(run_id), table.c.restored_at.is_(None))
-        if server_url is not None:
-            query = query.where(table.c.server_url == server_url)
+        mine = (table.c.run == self._seq(run_id), table.c.server_url == server_url)
+        query = update(table).where(*mine, table.c.restored_at.is_(None))
         with self._writing() as connection:
             connection.execute(query.values(restored_at=self._clock()))
 

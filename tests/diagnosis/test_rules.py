@@ -334,6 +334,10 @@ def test_the_servers_log_gives_the_layers() -> None:
 def test_all_layers_on_the_gpu_are_no_offload_although_the_token_table_stays_on_the_host() -> None:
     line = LogLine("load_tensors: offloaded 35/35 layers to GPU")
     assert found(healthy(server_samples=servers(vram=3.9e9), log=(line,)), "cpu-offload") is None
+    # Experts on the host: the log counts their layers all the same.
+    assert found(healthy(server_samples=servers(vram=2.0e9), log=(line,)), "cpu-offload") is not None
+    other = LogLine("load_tensors: offloaded 29/29 layers to GPU")
+    assert found(healthy(server_samples=servers(vram=3.9e9), log=(other,)), "cpu-offload") is not None, "another model"
 
 
 def test_layers_that_were_asked_for_are_only_information() -> None:

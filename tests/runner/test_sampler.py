@@ -103,8 +103,8 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_memory_of_the_engine_before_and_of_the_load_is_not_the_sessions() -> None:
     readings = [seen(10, 100, 1.0, 50.0), seen(12, 118, 1.0, 90.0), seen(14, 136, 2.0, 250.0)]
-    assert session_facts(readings[::-1], 100, loaded_at=13.0)["gpu_vram_peak_bytes"] == 14e9
-    assert "gpu_vram_peak_bytes" not in session_facts(readings, 100, loaded_at=15.0)
+    assert session_facts(readings[::-1], 100, since=13.0)["gpu_vram_peak_bytes"] == 14e9
+    assert "gpu_vram_peak_bytes" not in session_facts(readings, 100, since=15.0)
 
 
 def test_programs_are_those_of_the_session_where_requests_left_no_moment_to_look() -> None:
@@ -116,7 +116,7 @@ def test_programs_are_those_of_the_session_where_requests_left_no_moment_to_look
 
 
 def test_energy_is_of_the_requests_and_not_of_the_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    joules = iter([100.0, 500.0, 600.0])
+    joules = iter([500.0, 600.0, 700.0, 900.0])
     looks: list[bool] = []
 
     class Driver:
@@ -129,7 +129,13 @@ def test_energy_is_of_the_requests_and_not_of_the_load(monkeypatch: pytest.Monke
     monkeypatch.setattr(watch, "_collector", Driver())
     watch.begin_session()
     watch._session.append(seen(10, 100, 1.0, 50.0))
-    watch.loaded()
+    watch.begin_requests()
     facts = watch.end_session([measurement(completion_tokens=50)])
     assert facts["energy_j_per_token"] == 2.0
-    assert looks == [False, True, True], "shares are since the load, not since some earlier look"
+    assert looks == [True, True], "shares are since the load, not since some earlier look"
+    watch.begin_session()
+    watch.begin_requests()
+    watch._session.append(seen(10, 100, 1.0, 50.0))
+    watch.interrupted()
+    facts = watch.end_session([measurement(completion_tokens=50)])
+    assert not {"energy_j", "energy_j_per_token", "throttled_share"} & set(facts), "a pause is not the requests' time"

@@ -456,7 +456,8 @@ def test_what_a_killed_sweep_left_changed_is_put_back_by_the_next_start(journal:
         assert loaded_as(server) != before
         left = journal.unrestored()
         assert [one.run for one in left] == [run.id]
-        words = put_back(journal, run.id)
+        assert put_back(journal, run.id, "http://127.0.0.1:9") == [], "another server is another question"
+        words = put_back(journal, run.id, left[0].server_url)
         assert any("Loaded" in line for line in words)
         assert loaded_as(server) == before
         assert journal.unrestored() == []

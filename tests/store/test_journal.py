@@ -463,7 +463,7 @@ def test_settings_are_remembered_until_they_are_put_back(journal: Journal, clock
     journal.remember(run.id, "http://127.0.0.1:2", {"num_ctx": 1024})
     journal.restored(run.id, "http://127.0.0.1:2")
     assert journal.remembered(run.id) == kept, "another server's settings stay remembered"
-    journal.restored(run.id)
+    journal.restored(run.id, "http://127.0.0.1:1")
     assert journal.remembered(run.id) == journal.unrestored() == []
     journal.remember(run.id, "http://127.0.0.1:1", {"num_ctx": 8192})
     assert [item.data for item in journal.unrestored()] == [{"num_ctx": 8192}]
