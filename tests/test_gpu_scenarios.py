@@ -49,7 +49,7 @@ HEALTHY = (
 CALM = (r"slowed +no",)
 LOST = r"! GPU lost: NVML"
 PLAYS: dict[str, Play] = {
-    "one_gpu": Play((*HEALTHY, *CALM, r"SM 1950 of 2100 MHz", r"PCIe +gen 4 of 4  x16 of 16")),
+    "one_gpu": Play((*HEALTHY, *CALM, r"SM 1950 of 2100 MHz", r"PCIe +gen 4  x16 +in 900 MB/s  out 40 MB/s")),
     "two_gpus": Play((r"GPU 0  NVIDIA GeForce RTX 3090", r"GPU 1  NVIDIA", r"util +87 %", r"util +0 %")),
     "eight_gpus": Play(tuple(rf"{index} +87 % +\d+ % +{50 + index}°" for index in range(8))),
     "eight_gpus_small": Play((r"7 +87 %|more GPUs do not fit",), scenario="eight_gpus", size=(80, 24)),
