@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from chimera.domain.readings import PENDING, Missing, Reading, number
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample
+from chimera.domain.telemetry import INACTIVE, GpuCounters, GpuInfo, GpuProcess, GpuSample
 from chimera.domain.text import plain
 
 from .allowance import Allowance
@@ -850,7 +850,7 @@ class Device:
                     vram_bytes=Missing("unsupported", "the driver does not tell it here")
                     if memory is None
                     else _bytes(memory),
-                    sm_percent=shares if isinstance(shares, Missing) else shares.get(int(row.pid), _INACTIVE),
+                    sm_percent=shares if isinstance(shares, Missing) else shares.get(int(row.pid), INACTIVE),
                 )
             )
         return tuple(found)
@@ -889,9 +889,6 @@ class Device:
         if self.lost is None:
             self.lost = Missing("lost", f"NVML: {words}", now)
         return self.lost
-
-
-_INACTIVE = Missing("stale", "not active in the last samples")
 
 
 def absent(uuid: str, at: float, why: Missing, xids: tuple[int, ...] = ()) -> GpuSample:
