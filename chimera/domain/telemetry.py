@@ -51,6 +51,10 @@ class GpuProcess:
     """`?` where the pid cannot be tied to a process seen from here (containers, WSL): never act on such a pid."""
     vram_bytes: Reading = PENDING
     sm_percent: Reading = PENDING
+    """Of the multiprocessors; `INACTIVE` where the driver tells of others and not of this one."""
+
+
+INACTIVE = Missing("stale", "not active in the last samples")
 
 
 @dataclass(frozen=True, slots=True)

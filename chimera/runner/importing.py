@@ -210,10 +210,15 @@ def _import_rows(
     for load in loads:
         if (stays := load.facts.pop("same_as", None)) in named:
             load.facts["same_as"] = named[stays]
-    clients = {len({(one.instance, one.agent) for row in load.rows if (one := row.measurement)}) for load in loads}
-    compared = len({config.rank for config in configs}) > 1
+    clients: dict[str, int] = {}
     for load in loads:
-        load.shared = void_as_shared(load.facts, compared=compared, crews=len(clients - {0}) > 1)
+        seen_in = {(one.instance, one.agent) for row in load.rows if (one := row.measurement)}
+        clients[load.config.rank] = max(clients.get(load.config.rank, 0), len(seen_in))
+    compared = len(clients) > 1
+    # Of one candidate the most, as a client may have failed before it left a row.
+    crews = len({most for most in clients.values() if most}) > 1
+    for load in loads:
+        load.shared = void_as_shared(load.facts, compared=compared, crews=crews)
     _judge_rows(loads, sheet, notes)
     in_rounds = _rounds(loads, sheet, notes)
     trials = _trials(configs, base, reasons)

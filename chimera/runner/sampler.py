@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from chimera.diagnosis.thresholds import limit
 from chimera.domain.measurement import Measurement
-from chimera.domain.readings import PENDING, number
+from chimera.domain.readings import PENDING, Reading, number
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample, ServerSample, Snapshot
+from chimera.domain.telemetry import INACTIVE, GpuCounters, GpuInfo, GpuProcess, GpuSample, ServerSample, Snapshot
 from chimera.measure.live import LiveRequest
 
 if TYPE_CHECKING:
@@ -104,7 +104,10 @@ class Sampler:
         self._earlier |= _engines(seen) | {*self._engine}
         tokens = sum(one.completion_tokens or 0 for one in measurements)
         engine = frozenset(self._engine)
-        facts = session_facts(seen, tokens, before, after, engine=engine, ours=self._earlier, since=since)
+        instances = max(1, len({one.instance for one in measurements}))
+        facts = session_facts(
+            seen, tokens, before, after, engine=engine, ours=self._earlier, since=since, instances=instances
+        )
         return {name: value for name, value in facts.items() if not (interrupted and name in _OF_THE_TIME)}
 
     def stop(self) -> None:
@@ -206,6 +209,7 @@ def session_facts(
     engine: frozenset[int] = frozenset(),
     ours: frozenset[int] = frozenset(),
     since: float = float("-inf"),
+    instances: int = 1,
 ) -> dict[str, Any]:
     """The blame line of a session: what held it back, and what it took.
 
@@ -221,6 +225,7 @@ def session_facts(
         engine: The engine that it started itself, where it did.
         ours: Engines of earlier sessions of the run.
         since: When its first request was sent; memory that was in use before may be another one's.
+        instances: How many were measured; of several the engine of one is known, so others cannot be told from them.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -265,7 +270,7 @@ def session_facts(
     others = [
         share
         for uuid, samples in by_gpu.items()
-        if (share := _others(_lists(samples, begun.get(uuid), ends.get(uuid)), engines)) is not None
+        if instances == 1 and (share := _others(_lists(samples, begun.get(uuid), ends.get(uuid)), engines)) is not None
     ]
     if others:
         facts["foreign_gpu_percent"] = max(others)
@@ -310,16 +315,22 @@ def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters |
 
 
 def _others(lists: Sequence[tuple[GpuProcess, ...]], engines: frozenset[int]) -> float | None:
-    """Mean share of a GPU that programs other than the engine computed on; None where they cannot be told apart.
+    """Mean share of a GPU that programs other than the engine computed on; None where that is not known.
 
-    A process that cannot be tied to one seen from here may be the engine itself, so it accuses nobody.
+    A process that cannot be tied to one seen from here may be the engine itself, so it accuses nobody. A list in which
+    no share of a tied one can be read (MIG, some containers) tells nothing; an empty one tells that nobody computed.
     """
-    shares = [
-        min(100.0, sum(value for one in processes if one.pid not in engines and one.name != "?"
-                       and (value := number(one.sm_percent)) is not None and value <= 100))
-        for processes in lists
-    ]  # fmt: skip
+    shares = []
+    for processes in lists:
+        tied = {one.pid: _percent(one.sm_percent) for one in processes if one.pid in engines or one.name != "?"}
+        if not processes or any(share is not None for share in tied.values()):
+            shares.append(min(100.0, sum(share or 0.0 for pid, share in tied.items() if pid not in engines)))
     return sum(shares) / len(shares) if engines and shares else None
+
+
+def _percent(share: Reading) -> float | None:
+    value = 0.0 if share == INACTIVE else number(share)
+    return value if value is not None and value <= 100 else None
 
 
 def shared(facts: Mapping[str, Any]) -> bool:

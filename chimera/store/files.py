@@ -22,13 +22,16 @@ def read_plain(path: Path, most: int) -> bytes:
     try:
         # Opened without blocking, so that a named pipe is refused instead of waited for.
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with os.fdopen(descriptor, "rb") as file:
+        try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise Unreadable("is not a plain file")
             if status.st_size > most:
                 raise Unreadable(f"is over {most >> 20} MiB")
-            return file.read(most + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(most + 1)
+        finally:
+            os.close(descriptor)  # a file object would not close that of a folder
     except FileNotFoundError as error:
         raise Unreadable("cannot be read: there is no such file") from error
     except IsADirectoryError as error:

@@ -6,8 +6,10 @@ from collections import deque
 
 WINDOW_S = 10
 MOST = 112
-"""Calls in any ten seconds. The contract is 120; the rest is for opening the driver the first time, and for metrics
-that were refused and are tried again."""
+"""Calls in any ten seconds. The contract is 120; the rest is for opening the driver the first time, for metrics that
+were refused and are tried again, and for the ends of sessions."""
+MOST_AT_ENDS = 116
+"""And so many for the counters at the ends of sessions, which nothing else tells."""
 
 _SLACK_S = 0.1  # a caller's tick is never exact
 
@@ -20,6 +22,8 @@ class Allowance:
         """Calls so far."""
         self.regular = 0
         """Calls that each later tick, one a second, makes anyhow."""
+        self.ends = 0
+        """Calls a second that are kept free for the ends of sessions, where there were some of late."""
         self._now = float("-inf")
         self._recent: deque[tuple[float, int]] = deque()
 
@@ -34,9 +38,10 @@ class Allowance:
         while self._recent[0][0] < self._now - WINDOW_S - _SLACK_S:
             self._recent.popleft()
 
-    def room(self) -> int:
-        """Calls that may be made now, so that no ten seconds that this moment is part of see too many."""
+    def room(self, *, at_end: bool = False) -> int:
+        """Calls that may be made now, at an end of a session or else, so that no ten seconds around see too many."""
+        most, each = (MOST_AT_ENDS, self.regular) if at_end else (MOST, self.regular + self.ends)
         return min(
-            MOST - self.regular * ahead - sum(calls for at, calls in self._recent if at > self._now - WINDOW_S + ahead)
+            most - each * ahead - sum(calls for at, calls in self._recent if at > self._now - WINDOW_S + ahead)
             for ahead in range(WINDOW_S)
         )

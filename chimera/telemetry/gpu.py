@@ -1,7 +1,8 @@
 """One GPU, read metric by metric: each is a number or the reason why there is none.
 
-Rates follow what the calls cost the driver: about seven calls a second, the dearer ones every five seconds, what
-hardly changes every fifty, what never does once; all but the first as far as the allowance goes.
+Rates follow what the calls cost the driver: seven to nine calls a second, by what the driver tells together and how
+wide its counters are; the dearer ones every five seconds, what hardly changes every fifty, what never does once; all
+but the first as far as the allowance goes.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from functools import partial
 from typing import Any
 
 from chimera.domain.readings import PENDING, Missing, Reading, number
-from chimera.domain.telemetry import GpuCounters, GpuInfo, GpuProcess, GpuSample
+from chimera.domain.telemetry import INACTIVE, GpuCounters, GpuInfo, GpuProcess, GpuSample
 from chimera.domain.text import plain
 
-from .allowance import Allowance
+from .allowance import WINDOW_S, Allowance
 from .asking import NOT_FOUND, Asker, available, code_of, within
 from .processes import Processes
 from .reasons import BY_ID, REASONS
@@ -34,6 +35,9 @@ _SWIFT_INSTANCES = 3
 """So many MIG instances of a GPU are read at the pace of the slow tier; more take longer turns."""
 _STALE_PERIODS = 3
 """A value that could not be refreshed for so many periods is no longer shown as one."""
+
+_WAVER_C = 2.0
+"""A temperature of slowdown that is derived differs by so much from one time to the next."""
 
 _SLACK_S = 0.1  # a caller's tick is never exact
 
@@ -68,6 +72,9 @@ _POLICIES = {reason.policy: reason.id for reason in REASONS if reason.policy is 
 _WRAP = 2**32
 _MOMENT_S = 0.003
 """From one look at a counter of 32 bits to the next: a link of 64 GB/s fills it in 67 ms."""
+_FASTEST_LINK = 128e9
+"""Bytes a second one way over PCIe 6 with 16 lanes."""
+_WRAPPED = Missing("pending", "its counter began anew too often since the last look")
 _FAST_FIELDS = (_MEMORY_TEMPERATURE, _ENERGY, _POWER_AVERAGE, _POWER_INSTANT, *_TIMES, _PCIE_TX, _PCIE_RX)
 _COUNTER_FIELDS = (_ENERGY, *_TIMES)
 
@@ -107,6 +114,10 @@ class Counter:
         if value < last[0] and not wraps:
             return Missing("pending", "the counter started anew")
         return (value - last[0]) % _WRAP / (at - last[1]) if wraps else (value - last[0]) / (at - last[1])
+
+    def span(self, at: float) -> float:
+        """Seconds since the last value; none for a first one."""
+        return 0.0 if self._last is None else at - self._last[1]
 
 
 @dataclass(slots=True)
@@ -182,9 +193,11 @@ class Device:
         self._slow: dict[str, tuple[float, Any]] = {}
         self._pcie = {_PCIE_TX: Counter(), _PCIE_RX: Counter()}
         self._narrow: dict[int, int] = {}  # fields of 32 bits: when the driver read them, by its clock
+        self._moments: dict[int, float | None] = {}  # the rates of those at the last look; None where it could not tell
         self._throttling = Throttling()
         self._policy_at: dict[str, float] = {}
         self._last_at: float | None = None
+        self._counted_at = _NEVER
         self._process_stamp = 0
         self._driver_us = 0  # the driver's own clock, microseconds
         self._temperature: Reading = PENDING
@@ -370,10 +383,11 @@ class Device:
         sample = self._fast(now, stamp)
         self._temperature = sample.temperature_c
         self.allowance.regular = self.asker.lasting
+        self.allowance.ends = 1 if now - self._counted_at < WINDOW_S else 0
         self._catch_up(now, quiet=quiet)
         processes = self._kept("processes", now)
         margin, slowdown = self._margin(sample.temperature_c, now)
-        if slowdown != self.info.slowdown_c:
+        if _is_news(self.info.slowdown_c, slowdown):
             self.info = replace(self.info, slowdown_c=slowdown)
         return replace(
             self._unified(sample, processes),
@@ -675,11 +689,14 @@ class Device:
         return result
 
     def _traffic(self, fields: dict[int, Reading], at: float, now: float) -> dict[int, Reading]:
-        """Bytes a second over PCIe each way: the mean since the last tick, or where that cannot be told, of a moment.
+        """Bytes a second over PCIe each way: the mean since the last tick, or of a moment where that cannot be told.
 
-        Counters of 32 bits wrap several times a tick on a link that is really used.
+        Counters of 32 bits wrap several times a tick on a link that is really used, and what is left is no rate. So
+        each is looked at twice: where this tick or the one before finds the link that fast, the moment's rate is given.
+        A link that is idle at both ticks and was that busy between them cannot be told from one that was not.
         """
         narrow = tuple(field for field in self._pcie if field in self._narrow and number(fields[field]) is not None)
+        span = {field: counter.span(at) for field, counter in self._pcie.items()}
         rates = {field: counter.rate(fields[field], at, wraps=field in narrow) for field, counter in self._pcie.items()}
         if not narrow:
             return rates
@@ -687,12 +704,12 @@ class Device:
         time.sleep(_MOMENT_S)
         after = self._fields(narrow, now)
         for field in narrow:
-            first, second, spent_us = fields[field], after[field], self._narrow[field] - before[field]
-            if isinstance(first, Missing) or isinstance(second, Missing) or spent_us <= 0:
-                continue
-            moment = (second - first) % _WRAP / spent_us * 1e6
-            if moment >= _WRAP / 2:
-                rates[field] = moment
+            moment = _moment(fields[field], after[field], self._narrow[field] - before[field])
+            looks = (self._moments.get(field), moment)
+            self._moments[field] = moment
+            # Half of what fills it: the mean may be above what a moment shows.
+            if span[field] > 0 and any(one is None or one >= _WRAP / 2 / span[field] for one in looks):
+                rates[field] = _WRAPPED if moment is None else moment
         return rates
 
     def _energy(self, fields: dict[int, Reading], now: float) -> Reading:
@@ -707,7 +724,8 @@ class Device:
         """The monotonic counters, by one driver call where it has them as fields, and the processes if it may be asked.
 
         No request is timed at this moment, so the list costs nobody anything; read when a configuration runs, it makes
-        the next one tell of the time since then alone.
+        the next one tell of the time since then, as far as somebody computed by then. What the allowance has no room
+        for is pending: a value of some earlier moment would be no end of a session.
         """
         at = stamp()
         read = self._reads["processes"]
@@ -717,12 +735,19 @@ class Device:
             self._keep(read.name, at, self._read_processes(at))
         kept_at, listed = self._slow.get(read.name, (_NEVER, PENDING))
         for policy in _POLICIES:
-            self._keep(f"policy {policy}", at, self._read_policy(policy, at))
+            if self.allowance.room() > 0:
+                self._keep(f"policy {policy}", at, self._read_policy(policy, at))
+        # Energy is one of the fields, or a call of its own.
+        calls = 2 if self.asker.dropped(f"field {_ENERGY}", now) else 1
+        if self.allowance.room(at_end=True) < calls:
+            return GpuCounters(self.info.uuid, at, processes=listed if kept_at == at else PENDING)
+        self._counted_at = now
         fields = self._fields(_COUNTER_FIELDS, now)
-        return GpuCounters(
-            self.info.uuid, at, self._energy(fields, now), self._held(fields, now),
-            listed if kept_at == at else PENDING,
-        )  # fmt: skip
+        times = {
+            reason: PENDING if number(value) is not None and self._policy_at.get(reason, at) != at else value
+            for reason, value in self._held(fields, now).items()
+        }
+        return GpuCounters(self.info.uuid, at, self._energy(fields, now), times, listed if kept_at == at else PENDING)
 
     # -- the slower tiers ------------------------------------------------------------------------------------------
 
@@ -850,7 +875,7 @@ class Device:
                     vram_bytes=Missing("unsupported", "the driver does not tell it here")
                     if memory is None
                     else _bytes(memory),
-                    sm_percent=shares if isinstance(shares, Missing) else shares.get(int(row.pid), _INACTIVE),
+                    sm_percent=shares if isinstance(shares, Missing) else shares.get(int(row.pid), INACTIVE),
                 )
             )
         return tuple(found)
@@ -889,9 +914,6 @@ class Device:
         if self.lost is None:
             self.lost = Missing("lost", f"NVML: {words}", now)
         return self.lost
-
-
-_INACTIVE = Missing("stale", "not active in the last samples")
 
 
 def absent(uuid: str, at: float, why: Missing, xids: tuple[int, ...] = ()) -> GpuSample:
@@ -936,6 +958,21 @@ def _union(value: Any, *, signed: bool) -> float:
     kind = int(value.valueType)
     figure: float = getattr(value.value, members[kind] if kind < len(members) else "ullVal")
     return figure
+
+
+def _is_news(known: Reading, slowdown: Reading) -> bool:
+    """Whether a temperature of slowdown tells more than what is known: where it is derived it wavers by a degree."""
+    before, after = number(known), number(slowdown)
+    if before is None:
+        return slowdown != known
+    return after is not None and abs(after - before) > _WAVER_C
+
+
+def _moment(first: Reading, second: Reading, spent_us: int) -> float | None:
+    """Rate of a counter of 32 bits between two looks; None where it may have wrapped twice, or there is no second."""
+    if isinstance(first, Missing) or isinstance(second, Missing) or spent_us <= 0:
+        return None
+    return (second - first) % _WRAP / spent_us * 1e6 if spent_us * _FASTEST_LINK < _WRAP * 1e6 else None
 
 
 def _milli(value: float | Missing, unit: str) -> Reading:

@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import signal
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from chimera.domain.readings import Missing
-from chimera.domain.telemetry import GpuCounters, GpuProcess, GpuSample, GpuState, HostSample, ServerSample, Snapshot
+from chimera.domain.telemetry import (
+    INACTIVE,
+    GpuCounters,
+    GpuProcess,
+    GpuSample,
+    GpuState,
+    HostSample,
+    ServerSample,
+    Snapshot,
+)
 from chimera.runner.follow import Follower
 from chimera.runner.sampler import Sampler, session_facts, shared, void_as_shared
 from chimera.runner.worker import Worker
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
+from tests.diagnosis.builders import measurement
 
 from .test_study import sweep
 from .test_worker import chimera, facts_of, journal
@@ -58,6 +68,42 @@ def test_another_program_on_the_gpu_is_told_from_the_engine() -> None:
     assert untied["foreign_gpu_percent"] == 0.0, "it may be the engine itself, seen from a container"
     assert "foreign_gpu_percent" not in session_facts([snapshot(0.0, game, pids=())], tokens=10)
     assert not shared({})
+
+
+UNTOLD = replace(ENGINE, sm_percent=Missing("unsupported", "told for the whole GPU only, not for a MIG instance"))
+IDLE = replace(ENGINE, sm_percent=INACTIVE)
+GAME = GpuProcess(77, "game", sm_percent=20.0)
+
+
+@pytest.mark.parametrize(
+    ("programs", "percent"),
+    [
+        pytest.param((UNTOLD, replace(GAME, sm_percent=UNTOLD.sm_percent)), None, id="MIG"),
+        pytest.param((GpuProcess(8, "?", sm_percent=50.0),), None, id="no process can be tied to one seen from here"),
+        pytest.param((IDLE, replace(GAME, sm_percent=INACTIVE)), 0.0, id="nobody was active"),
+        pytest.param((IDLE, GAME), 20.0, id="a game"),
+        pytest.param((), 0.0, id="nobody is on this GPU"),
+    ],
+)
+def test_a_share_that_the_driver_does_not_tell_is_not_0(
+    programs: tuple[GpuProcess, ...], percent: float | None
+) -> None:
+    def facts(second: tuple[GpuProcess, ...]) -> dict[str, Any]:
+        return session_facts([snapshot(0.0, processes=programs), snapshot(1.0, processes=second)], tokens=10)
+
+    assert facts(programs).get("foreign_gpu_percent") == percent
+    assert facts((UNTOLD,)).get("foreign_gpu_percent") == percent, "a list without shares lowers no mean"
+
+
+def test_of_several_instances_nobody_is_called_a_stranger() -> None:
+    def facts(*instances: int) -> dict[str, Any]:
+        watch = Sampler(cast("Any", None), "r1")
+        watch._session += [snapshot(0.0, second), snapshot(1.0, second)]
+        return watch.end_session([measurement(instance=place) for place in instances])
+
+    second = GpuProcess(77, "ollama", sm_percent=45.0)
+    assert facts(0, 0)["foreign_gpu_percent"] == 45.0
+    assert "foreign_gpu_percent" not in facts(0, 1), "it is the engine of the second instance"
 
 
 def test_a_list_of_processes_from_outside_the_session_accuses_nobody() -> None:

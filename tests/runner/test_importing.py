@@ -293,6 +293,8 @@ def test_a_shared_gpu_voids_imported_sessions_by_the_rule_of_our_own(journal: Jo
     assert states([row for row in compared if row["num_gpu"] == 35]) == {("done", None)}, "nothing is compared"
     crews = [{**row, "agent": place % 2 if row["num_gpu"] == 10 else 0} for place, row in enumerate(compared)]
     assert states(crews) == {("done", None)}, "another instance's engine would look like a stranger"
+    pairs = [{**row, "agent": place % 2 if place > 2 else 0} for place, row in enumerate(compared)]
+    assert states(pairs) == {("void", "shared-gpu")}, "two agents each, though one load lacks a row"
 
 
 def test_settings_with_one_effect_are_one_candidate_where_the_model_is_named(journal: Journal, tmp_path: Path) -> None:

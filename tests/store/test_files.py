@@ -53,6 +53,21 @@ def test_what_is_no_plain_file_or_too_large_is_not_read(tmp_path: Path) -> None:
         read_plain(Path("a\0b"), 5)
 
 
+def test_nothing_that_is_refused_stays_open(tmp_path: Path) -> None:
+    def next_descriptor() -> int:
+        descriptor = os.open(os.devnull, os.O_RDONLY)  # the lowest that is free
+        os.close(descriptor)
+        return descriptor
+
+    large = tmp_path / "large"
+    large.write_bytes(b"123456")
+    before = next_descriptor()
+    for path in (tmp_path, large, tmp_path / "absent"):
+        with pytest.raises(Unreadable):
+            read_plain(path, 5)
+    assert next_descriptor() == before
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of Unix")
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")

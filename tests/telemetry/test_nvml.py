@@ -133,6 +133,15 @@ def test_newer_generations_tell_degrees_left_by_their_distance_to_the_limit() ->
     assert state["samples"][0]["margin_c"] == 28
 
 
+def test_a_temperature_of_slowdown_that_wavers_by_a_degree_is_no_news() -> None:
+    extra = "".join(f"at {at} margin {23 + more}\n" for at, more in ((4, -1), (9, 1), (14, 0), (24, 6)))
+    lines = play("ada", ticks=35, extra=extra)[:-1]
+    told = [(line["t"], line["state"]["infos"][0]["slowdown_c"]) for line in lines if line["t"] > 1]
+    assert {value for t, value in told if t < 24} == {89}
+    assert told[-1][1] == 95, "what differs by more is"
+    assert {line["state"]["samples"][0]["margin_c"] for line in lines if line["t"] > 1} == {27, 28, 29, 34}
+
+
 def test_a_newer_generation_on_an_older_driver_still_has_its_threshold() -> None:
     state = last(play("one_gpu", old=True, arch=8, slowdown=90))
     assert state["infos"][0]["slowdown_c"] == 90
@@ -395,6 +404,21 @@ def test_a_counter_of_32_bits_that_wraps_within_a_tick_gives_no_false_rate() -> 
     assert rates == [pytest.approx(1.5e9, rel=0.1)] * 5, "also where it wraps between two ticks"
 
 
+def test_what_is_left_of_a_counter_of_32_bits_is_no_rate() -> None:
+    # Busy for half of a tick: the look at its end finds the link idle.
+    extra = "narrow_pcie 1\nrate.197 59e9\nrate.198 59e9\nat 1.5 rate.198 0\nat 1.5 rate.197 0"
+    lines = play("one_gpu", ticks=4, plan={"real": True}, extra=extra)[1:-1]
+    for name in ("pcie_rx_bytes_s", "pcie_tx_bytes_s"):
+        rates = [line["state"]["samples"][0][name] for line in lines]
+        assert rates == [pytest.approx(59e9, rel=0.1), 0.0, 0.0], name
+
+
+def test_where_a_counter_of_32_bits_may_have_wrapped_and_no_moment_tells_there_is_no_rate() -> None:
+    sample = last(play("one_gpu", ticks=3, extra="narrow_pcie 1\nstill 1"))["samples"][0]
+    assert reason(sample["pcie_rx_bytes_s"]) == reason(sample["pcie_tx_bytes_s"]) == "pending"
+    assert "anew" in sample["pcie_rx_bytes_s"]["detail"]
+
+
 def test_the_first_share_of_a_process_is_of_the_last_seconds() -> None:
     [process] = last(play("one_gpu", extra="long_sm 24"))["samples"][0]["processes"]
     assert process["sm_percent"] == 85, "not the mean over all that the driver remembers"
@@ -535,6 +559,24 @@ def test_what_is_rarely_read_or_tried_again_keeps_to_the_allowance(scenario: str
         reason(value) == "pending" for part in ("infos", "samples") for one in last(lines + lines[-1:])[part]
         for value in one.values()
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("scenario", "old", "extra"),
+    [*itertools.product(("older_counters",), (False, True), ("", FEWER_FIELDS)), ("one_gpu", False, "")],
+)
+def test_the_ends_of_many_short_sessions_keep_to_the_allowance(scenario: str, old: bool, extra: str) -> None:
+    lines = play(scenario, ticks=40, old=old, extra=extra, plan={"looks": 2})[:-1]
+    assert calls_a_second(lines) <= 12
+
+
+def test_a_counter_that_there_was_no_room_for_is_not_of_an_earlier_moment() -> None:
+    lines = play("older_counters", ticks=40, old=True, extra="rate.75 0.5", plan={"looks": 1})[:-1]
+    held = [(line["t"], look["throttle_s"].get("thermal")) for line in lines for look in line["looks"]]
+    told = [(t, seconds) for t, seconds in held if isinstance(seconds, float)]
+    assert 0 < len(told) < len(held)
+    for t, seconds in told:
+        assert seconds == pytest.approx(0.5 * t, abs=0.01)
 
 
 def is_late(value: Any) -> bool:

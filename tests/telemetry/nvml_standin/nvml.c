@@ -119,6 +119,7 @@ static void set(device_t *gpu, const char *key, double value) {
  *   uuid GPU-...
  *   KEY VALUE                    a property: util, mem_util, total, used, reserved, temp, ...; see the functions
  *   field.82 45                  an NVML field; `field.82.code 3` what is returned for it instead
+ *   still 1                      fields of two calls bear one time where the scenario's stands
  *   rate.269 0.5                 a counter field grows by this part of the time (ns); any other: units a second
  *   process PID BYTES SM         a compute process
  *   mig SLICES MEGABYTES USED    a MIG instance
@@ -486,6 +487,8 @@ int nvmlDeviceGetFieldValues(device_t *gpu, int count, field_t *fields) {
         /* Driver 580: after one field that it refuses, it leaves these as they were handed in. */
         if (refused && get(gpu, "cut_fields", 0) && id >= 270 && id <= 271) continue;
         field->timestamp = (long long)(wall() * 1e6);
+        /* Its clock goes on from call to call also where the time that it was told stands. */
+        if (told >= 0 && !get(gpu, "still", 0)) field->timestamp += all_calls;
         field->type = 3;
         snprintf(key, sizeof key, "field.%u.code", id);
         field->code = (int)get(gpu, key, 0);
