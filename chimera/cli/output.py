@@ -6,8 +6,8 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from chimera.domain.text import json_text, plain
@@ -81,7 +81,7 @@ def emit(text: str = "") -> None:
 
 def say(text: str) -> None:
     """A line of narration; where nobody can read it the command does its work all the same."""
-    with suppress(OSError):
+    with _unheard():
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
         sys.stderr.write(f"{text}\n")
@@ -90,10 +90,22 @@ def say(text: str) -> None:
 
 def ticker(text: str) -> None:
     """A line that the next one replaces; only where a person watches."""
-    with suppress(OSError):
+    with _unheard():
         if sys.stderr.isatty():
             sys.stderr.write(f"\r\x1b[K{text[: _width()]}")
             sys.stderr.flush()
+
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    """Narration that nobody can read any more is dropped, with what is still buffered: Python would end with 120."""
+    try:
+        yield
+    except OSError:
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, sys.stderr.fileno())
+            os.close(nowhere)
 
 
 def _width() -> int:

@@ -83,3 +83,16 @@ def test_a_byte_that_is_no_text_is_named(command: str) -> None:
     assert done.returncode == 2
     assert "'a\\udcff' holds a byte that is not text" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_error_that_its_reader_did_not_wait_for_keeps_its_exit_code() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    # Buffered, as it is for a user: what could not be written would fail once more when Python ends.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    command = [sys.executable, "-m", "chimera", "runs", "show", "nonesuch"]
+    try:
+        done = subprocess.run(command, stderr=writer, stdout=subprocess.PIPE, timeout=60, check=False, env=env)
+    finally:
+        os.close(writer)
+    assert (done.returncode, done.stdout) == (2, b"")
