@@ -190,7 +190,10 @@ async def test_why_there_is_no_server_is_told_anew_when_it_is_known() -> None:
         await until(pilot, lambda: "Nothing answers at 11434." in words(app))
 
 
-async def test_a_plan_that_comes_when_one_has_gone_on_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("key", "seen"), [("t", "Tune"), ("question_mark", "Help")])
+async def test_a_plan_that_comes_when_one_has_gone_on_asks_nothing(
+    monkeypatch: pytest.MonkeyPatch, key: str, seen: str
+) -> None:
     answer = threading.Event()
 
     def slow(*arguments: str) -> Said:
@@ -201,11 +204,12 @@ async def test_a_plan_that_comes_when_one_has_gone_on_asks_nothing(monkeypatch: 
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await opened(app, pilot)
-        await pilot.press("v", "t")
-        await until(pilot, partial(shows, app, "Tune"))
+        await pilot.press("v", key)
+        await until(pilot, partial(shows, app, seen))
         answer.set()
         await until(pilot, lambda: not app.state.working)
-        assert shows(app, "Tune")
+        await until(pilot, lambda: "is dropped" in notes(app))
+        assert shows(app, seen), "also where the screen shines through: a question would take the next key"
 
 
 async def test_a_start_in_work_goes_on_when_the_screen_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,6 +334,8 @@ async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch:
         assert line.asked[1][-5:] == ("--seed", "77", "--yes", "--detach", "--json")
         await until(pilot, lambda: isinstance(app.screen, Tune))
         assert app.journal._follow == "abcd"
+        asked_to_reload = TARGET.kind == "ollama"
+        assert app.state.reload_agreed is asked_to_reload, "who was not asked has not agreed"
 
 
 async def test_what_is_waited_for_is_on_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:

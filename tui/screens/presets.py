@@ -209,22 +209,25 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def _waits(self) -> None:
         """Say what is waited for."""
         words = next((words for name, words in WAITS.items() if name in self._state.working), "")
-        self.query_one("#list", Listing).border_subtitle = words
+        listing = self.query_one("#list", Listing)
+        if (listing.border_subtitle or "") != words:  # setting it paints the whole list
+            listing.border_subtitle = words
 
     def _compare(self, preset: Preset, target: Target) -> None:
         asked = ("sweep", *comparison(preset, self._asked(preset)), *server_flags(target))
-        then = partial(self._planned, preset, target, asked)
+        then = partial(self._planned, self.chimera, preset, target, asked)
         self.chimera.command(PLAN, *asked, "--dry-run", "--json", then=then)
         self._waits()
 
-    def _planned(self, preset: Preset, target: Target, asked: Sequence[str], said: Said) -> None:
+    def _planned(self, app: ChimeraApp, preset: Preset, target: Target, asked: Sequence[str], said: Said) -> None:
         """Ask whether what was planned is to be started, unless somebody has gone on to something else."""
-        if not (self.is_attached and self.is_current):
-            return
+        # A screen that shines through a dialog is "current", too: its question would take the dialog's next key.
         if said.code:
-            self.chimera.tell(said.problem, "error")
-        else:
+            app.tell(said.problem, "error")
+        elif self.is_attached and app.screen is self and target == self._state.target:
             self._start(preset, target, asked, said.document)
+        else:
+            app.tell(f"The plan of {preset.name} is dropped: you went on to something else.", "notice")
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def _start(self, preset: Preset, target: Target, asked: Sequence[str], drawn: Mapping[str, Any]) -> None:
@@ -234,9 +237,9 @@ the server clamps; presets with the same effect on this model are named. Its aut
                 Answer("n", "no", "leave things as they are"),
             ), title="Against the default")
         )  # fmt: skip
-        if answer != "yes":
+        if answer != "yes" or self.chimera.must_wait("a comparison can start"):  # one may have begun meanwhile
             return
-        self._state.reload_agreed = True
+        self._state.reload_agreed |= target.kind == "ollama"  # of which alone the question spoke
         self.chimera.command(
             START, *asked, "--seed", str(drawn["seed"]), "--yes", "--detach", "--json",
             then=partial(self._started, self.chimera), goes_on="A comparison is being started",
@@ -248,7 +251,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
         run_id = app.begun(said)
         if run_id is not None:
             app.tell(f"comparison: run {run_id}")
-            if self.is_attached and self.is_current:
+            if self.is_attached and app.screen is self:
                 app.action_tune()
 
 
