@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Generator
 from pathlib import Path
 from typing import IO
@@ -23,6 +22,12 @@ sys.dont_write_bytecode = False
 # Hypothesis fails an example that takes 200 ms, which on a busy machine says nothing of the code.
 settings.register_profile("busy machine", deadline=None)
 settings.load_profile("busy machine")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """With `-n`, each process has a folder of its own in that of the whole run."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        _ROOM.folder = Path(config.getoption("basetemp")).parent
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -62,8 +67,8 @@ class _Room:
     """A lock that many processes hold together or one alone; who waits to be alone lets no other in before him."""
 
     def __init__(self) -> None:
-        name = f"chimera-tests-{os.environ.get('PYTEST_XDIST_TESTRUNUID', os.getpid())}"
-        self._door, self._room = (Path(tempfile.gettempdir(), f"{name}.{part}") for part in ("door", "room"))
+        self.folder = Path()
+        """One for all processes of a run, which pytest clears away with what else its last runs have left."""
         self._held: IO[bytes] | None = None
 
     def enter(self, *, alone: bool) -> None:
@@ -71,9 +76,9 @@ class _Room:
             return
         import fcntl
 
-        with self._door.open("wb") as door:
+        with (self.folder / "door").open("wb") as door:
             fcntl.flock(door, fcntl.LOCK_EX)
-            room = self._room.open("wb")
+            room = (self.folder / "room").open("wb")
             fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
             self._held = room
 

@@ -7,8 +7,13 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import typer
+
+from chimera.cli.app import app
+from chimera.domain.measurement import VoidReason
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -82,6 +87,14 @@ def test_the_command_line_loads_no_screen(arguments: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert re.findall(r"^LOADED(.*)$", done.stdout, re.M) == [""]
+
+
+def test_docs_name_every_void_reason_and_every_command() -> None:
+    measuring = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
+    assert [one for one in get_args(VoidReason) if f"| `{one}` |" not in measuring] == []
+    told = measuring + (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [one for one in typer.main.get_group(app).commands if one != "worker"]
+    assert [one for one in commands if not re.search(rf"chimera [a-z |]*\b{one}\b", told)] == []
 
 
 def test_what_the_ui_imports_before_its_first_paint_is_light() -> None:

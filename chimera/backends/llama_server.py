@@ -57,6 +57,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {
     "flash": ("-fa", "--flash-attn"),
     "kv_k": ("-ctk", "--cache-type-k"),
     "kv_v": ("-ctv", "--cache-type-v"),
+    "cache_ram": ("-cram", "--cache-ram"),
     "model": ("-m", "--model"),
     "host": ("--host",),
     "port": ("--port",),
@@ -71,6 +72,7 @@ _VARIABLES: Final[dict[str, str]] = {
     "flash": "LLAMA_ARG_FLASH_ATTN",
     "kv_k": "LLAMA_ARG_CACHE_TYPE_K",
     "kv_v": "LLAMA_ARG_CACHE_TYPE_V",
+    "cache_ram": "LLAMA_ARG_CACHE_RAM",
 }
 """The environment's way to give the same; a flag wins."""
 
@@ -83,6 +85,13 @@ _FLAG_OF: Final[dict[str, str]] = {
     "kv_cache_type": "-ctk {0} -ctv {0}",
     "num_parallel": "-np {}",
 }
+
+
+_SAVES_PROMPTS: Final = (
+    "Unless it was started with --cache-ram 0, llama-server saves the prompt before each time that a new one comes: "
+    "what that takes, tens of milliseconds and more, stands as queue."
+)
+"""It does so when a request has its slot and before it answers with headers, also for a request without a cache."""
 
 
 def read_flags(arguments: Sequence[str], environ: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -371,7 +380,9 @@ class LlamaServer:
             if told is not None:
                 values[name] = told
                 sources[name] = "measured"
-        return Effective(Options.of(values), sources, pid=listener.pid if listener else None), listener
+        notes = () if listener is not None and listener.flags.get("cache_ram") == "0" else (_SAVES_PROMPTS,)
+        effective = Effective(Options.of(values), sources, notes=notes, pid=listener.pid if listener else None)
+        return effective, listener
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Event, None]:
         """Send one request; see `Backend.generate`."""

@@ -39,11 +39,13 @@ def apply(
 ) -> None:
     """Put a run's winner to use: a derived model, a command line or a preset; then prove it."""
     from chimera.runner import applying
+    from chimera.runner.launch import must_have_ended
     from chimera.store.journal import Journal
 
     journal = Journal.open()
     try:
         run = journal.run(ref)
+        must_have_ended(run)
         choice = applying.choose(journal, run, candidate)
         facts: dict[str, Any] = {
             "schema_version": 1,

@@ -12,11 +12,11 @@ from contextlib import suppress
 from dataclasses import asdict
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from chimera.errors import ConfigError
+from chimera.errors import BackendError, ConfigError
 
 from .options import LARGEST_SEED, WORKLOAD_LIMITS, Json, RunRef, Yes
 from .output import emit, emit_json, say
@@ -24,6 +24,7 @@ from .output import emit, emit_json, say
 if TYPE_CHECKING:
     from chimera.runner.outputs import Output
 
+T = TypeVar("T")
 NARROW = 80
 """Columns under which two texts are shown one below the other."""
 
@@ -70,7 +71,7 @@ def outputs(
             yes=yes,
         )
         try:
-            found = asyncio.run(_orderly(reading))
+            found, left = asyncio.run(_orderly(reading))
         except asyncio.CancelledError:
             say("ended; what was changed on the server is put back.")
             raise typer.Exit(4) from None
@@ -85,17 +86,23 @@ def outputs(
                     for one in found
                 ],
                 "same_text": len({one.text for one in found}) == 1 and not any(one.error for one in found),
+                "not_put_back": left,
                 "words": NOT_SCORED,
             }
         )
     else:
         _show(found)
         emit(NOT_SCORED)
+    if left:
+        raise BackendError(
+            f"{' '.join(left)} They stay kept: `chimera` offers at its next start to put them back, and so does "
+            f"`chimera outputs {run.id}` at its end."
+        )
     if any(one.error for one in found):
         raise typer.Exit(1)
 
 
-async def _orderly(work: Coroutine[Any, Any, list[Output]]) -> list[Output]:
+async def _orderly(work: Coroutine[Any, Any, T]) -> T:
     """The same, but told to end it still puts back what it has changed."""
     task = asyncio.current_task()
     assert task is not None

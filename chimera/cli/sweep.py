@@ -74,7 +74,7 @@ def sweep(
         int | None, typer.Option(min=2, max=MOST_ROUNDS, help="Screening rounds; with --no-confirm all.")
     ] = None,
     confirm: Annotated[bool, typer.Option("--confirm/--no-confirm", help="Judge by fresh rounds.")] = True,
-    preflight: Annotated[int | None, typer.Option(min=0, help="Sessions for the noise.")] = None,
+    preflight: Annotated[int | None, typer.Option(min=0, max=MOST_ROUNDS, help="Sessions for the noise.")] = None,
     band: Annotated[float, typer.Option(help="Differences within this share are no practical difference.")] = 0.02,
     budget: Annotated[str | None, typer.Option(help="Longest time, like 15m or 2h.")] = None,
     requests: SessionRequests = None,
@@ -140,6 +140,8 @@ def sweep(
         band=band,
         budget_s=budget_s,
     )
+    if budget_s is not None and (words := _beyond(drawn, budget_s)):
+        say(f"--budget {budget}: {words}")
     if dry_run and json:
         emit_json(drawn.as_dict())
         return
@@ -151,6 +153,16 @@ def sweep(
         follow(journal, create_study(journal, target, drawn, name=name), detach=detach, json=json)
     finally:
         journal.close()
+
+
+def _beyond(drawn: Sketch, budget_s: float) -> str | None:
+    """Why a budget does not hold; None where it does."""
+    longest = drawn.estimate.seconds
+    if longest is None:
+        return "how long a request takes here is not known before a first run, so the plan could not be cut to it."
+    if longest > budget_s:
+        return f"the shortest form of this plan takes up to {_time(longest)}: compare fewer values."
+    return None
 
 
 def look_at(target: Target, workload: Workload) -> Survey:

@@ -50,6 +50,8 @@ class SessionFacts:
     ended_at: float | None = None
     throttle_shares: Mapping[str, float] = field(default_factory=dict)
     """Part of the time inside its requests, 0 to 1, by the ids of `Throttle.reason`; from time counters."""
+    foreign_gpu_percent: float | None = None
+    """Mean share of the GPU that programs other than the engine computed on, by the lists read at its two ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -402,8 +402,15 @@ def _needless_split(evidence: EvidenceSet) -> Iterator[Finding]:
         tuple(each for each in (shown, needed, slow) if each is not None),
         cause=causes[0].id,
         causes=causes,
-        remedies=(Remedy("Leave OLLAMA_SCHED_SPREAD off, or show the server one GPU only (CUDA_VISIBLE_DEVICES)."),),
+        remedies=(Remedy(_ONE_GPU.get(evidence.server.kind if evidence.server is not None else "", _ONE_GPU[""])),),
     )
 
+
+_ONE_GPU = {
+    "": "Show the server one GPU only (CUDA_VISIBLE_DEVICES).",
+    "ollama": "Leave OLLAMA_SCHED_SPREAD off, or show the server one GPU only (CUDA_VISIBLE_DEVICES).",
+    "llama_server": "Start it with `--split-mode none`, or show it one GPU only (CUDA_VISIBLE_DEVICES).",
+}
+"""What keeps a model on one GPU, by the kind of the server."""
 
 RULES = (gpu_lost, driver_mismatch, gpu_unused, pcie_bottleneck)

@@ -30,7 +30,6 @@ from .views import (
     seconds,
     seen,
     server_load,
-    span,
 )
 
 
@@ -152,41 +151,52 @@ def _threads(evidence: EvidenceSet) -> Evidence | None:
 
 
 def _gpu(evidence: EvidenceSet) -> list[Cause]:
-    """Compute processes that are not the server's; none where the server's own are not known."""
-    if not evidence.engine_pids:
+    """Compute processes that are not the server's; none where the server's own are not known, as of several servers."""
+    if not evidence.engine_pids or (evidence.workload is not None and evidence.workload.instances > 1):
         return []
     ours = evidence.engine_pids | evidence.own_pids
     found: list[Cause] = []
+    names: set[str] = set()
     for samples in gpu_load(evidence).values():
-        shares = _foreign_sm(samples, ours)
-        if len(shares) < 2:
-            continue
-        share = fmean(value for _, value, _ in shares)
-        if share < limit("foreign-sm"):
-            continue
-        names = sorted({name for _, value, name in shares if value > 0})
-        found.append(
-            cause(
-                "foreign-load/gpu",
-                seen(
-                    "GPU used by other programs",
-                    share,
-                    over="foreign-sm",
-                    via="NVML processes",
-                    window_s=span(samples),
-                    series=[(at, value) for at, value, _ in shares],
-                ),
-                seen("they are", ", ".join(plain(each, 40) for each in names[:3]), via="NVML processes"),
-                share=share / 100,
-            )
-        )
+        looks = _foreign_sm(samples, ours)
+        mine = {name for _, value, name in looks if value > 0}
+        names |= mine
+        if len(looks) >= 2 and (share := fmean(value for _, value, _ in looks)) >= limit("foreign-sm"):
+            series = [(at, value) for at, value, _ in looks]
+            found.append(_foreign_gpu(share, mine, window_s=looks[-1][0] - looks[0][0], series=series))
+    # Lists are not read while a request is timed: of a short run there are those of its sessions' ends.
+    ends = [one.foreign_gpu_percent for one in evidence.sessions if one.foreign_gpu_percent is not None]
+    if not found and ends and (share := fmean(ends)) >= limit("foreign-sm"):
+        found.append(_foreign_gpu(share, names))
     return found
 
 
+def _foreign_gpu(
+    share: float, names: set[str], *, window_s: float | None = None, series: Sequence[tuple[float, float]] = ()
+) -> Cause:
+    return cause(
+        "foreign-load/gpu",
+        seen(
+            "GPU used by other programs",
+            share,
+            over="foreign-sm",
+            via="NVML processes",
+            window_s=window_s,
+            series=series,
+        ),
+        seen("they are", ", ".join(plain(each, 40) for each in sorted(names)[:3]), via="NVML processes")
+        if names
+        else None,
+        share=share / 100,
+    )
+
+
 def _foreign_sm(samples: Sequence[GpuSample], ours: frozenset[int]) -> list[tuple[float, float, str]]:
-    found: list[tuple[float, float, str]] = []
+    """When a list of processes was read, what others computed by it, and the one that did most; each list once."""
+    found: dict[float, tuple[float, float, str]] = {}
     for sample in samples:
-        if not isinstance(sample.processes, tuple):
+        at = sample.at if sample.processes_at is None else sample.processes_at
+        if not isinstance(sample.processes, tuple) or at in found:
             continue
         others = [
             (value, each.name or f"pid {each.pid}")
@@ -195,8 +205,8 @@ def _foreign_sm(samples: Sequence[GpuSample], ours: frozenset[int]) -> list[tupl
         ]
         # The driver's rows can be garbage: no sum is above the whole GPU.
         total = min(100.0, sum(value for value, _ in others if value <= 100))
-        found.append((sample.at, total, max(others)[1] if others else ""))
-    return found
+        found[at] = (at, total, max(others)[1] if others else "")
+    return list(found.values())
 
 
 def _above(evidence: EvidenceSet, over: str, what: str) -> Evidence | None:
@@ -390,7 +400,9 @@ def queueing(evidence: EvidenceSet) -> Iterator[Finding]:
         remedies.append(Remedy("Compare the agents' instances: same GPU layers, same window, nothing beside them."))
     remedies.append(Remedy("A second server doubles the weights in memory; measure both ways."))
     if refused:
-        remedies.append(Remedy("Wait a little and send again; OLLAMA_MAX_QUEUE allows more to wait."))
+        ollama = evidence.server is not None and evidence.server.kind == "ollama"
+        more = "; OLLAMA_MAX_QUEUE allows more to wait" if ollama else ""
+        remedies.append(Remedy(f"Wait a little and send again{more}."))
     share = (
         sum(wait for _, wait in long) / max(1e-9, sum(each.measurement.total_s for each, _ in waits)) if waits else 0
     )

@@ -11,7 +11,16 @@ from chimera.domain.telemetry import GpuSample
 
 from .causes import cause, first_supported, ranked
 from .evidence import EvidenceSet, Failure
-from .remedies import fewer_layers, foreign_vram, free_vram, make_room, missing_bytes, programs_on_gpu, window
+from .remedies import (
+    automatic_layers,
+    fewer_layers,
+    foreign_vram,
+    free_vram,
+    make_room,
+    missing_bytes,
+    programs_on_gpu,
+    window,
+)
 from .thresholds import limit
 from .views import (
     Placement,
@@ -372,9 +381,7 @@ def cpu_offload(evidence: EvidenceSet) -> Iterator[Finding]:
     )
     remedies: list[Remedy] = []
     if explicit:
-        remedies.append(
-            Remedy("num_gpu -1 lets the server place as many layers as fit; unload the model first.", {"num_gpu": -1})
-        )
+        remedies.append(automatic_layers(evidence))
         if every is not None and missing_bytes(evidence) == 0:
             remedies.append(Remedy(f"All {every} layers on the GPU.", {"num_gpu": every}))
     else:

@@ -88,16 +88,26 @@ def smaller_cache(evidence: EvidenceSet) -> Iterator[Remedy]:
     )
 
 
+def automatic_layers(evidence: EvidenceSet) -> Remedy:
+    """The server places as many layers as fit, in the words of that server."""
+    kind = evidence.server.kind if evidence.server is not None else None
+    words = {
+        "embedded": "num_gpu -1 lets llama.cpp place as many layers as fit.",
+        "llama_server": "Started with `-ngl -1` (num_gpu -1), llama-server places as many layers as fit.",
+    }.get(
+        kind or "",
+        "num_gpu -1 lets the server place as many layers as fit; unload the model first, since -1 alone keeps what the "
+        "last value loaded.",
+    )
+    return Remedy(words, {"num_gpu": -1})
+
+
 def fewer_layers(evidence: EvidenceSet) -> Iterator[Remedy]:
     """Fewer layers on the GPU than the model has, by what fits; never a number that is clamped to all of them."""
     every, needed, free = layers_in_all(evidence), evidence.forecast_bytes, free_vram(evidence)
     explicit = options_in_force(evidence).num_gpu
     if explicit is not None and explicit >= 0:
-        yield Remedy(
-            "num_gpu -1 lets the server fit the layers itself; unload the model first, since -1 alone keeps what the "
-            "last value loaded.",
-            {"num_gpu": -1},
-        )
+        yield automatic_layers(evidence)
     if every is None or needed is None or needed <= 0 or free is None:
         return
     fitting = math.floor(every * max(0.0, free - limit("vram-margin")) / needed)

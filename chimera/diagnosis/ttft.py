@@ -281,7 +281,7 @@ def _ttft_remedies(evidence: EvidenceSet, first: str | None) -> Iterator[Remedy]
         case "high-ttft/reload-thrash":
             yield from _one_set_of_options()
         case "high-ttft/cold-load":
-            yield Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed.")
+            yield _kept_loaded(evidence)
         case "high-ttft/queueing":
             yield Remedy(
                 "As many slots as clients.",
@@ -561,8 +561,17 @@ def cold_load(evidence: EvidenceSet) -> Iterator[Finding]:
         cause=first_supported(causes),
         causes=causes,
         since=cold[0].measurement.started_at,
-        remedies=(Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed."),),
+        remedies=(_kept_loaded(evidence),),
     )
+
+
+def _kept_loaded(evidence: EvidenceSet) -> Remedy:
+    """What spares a request the load, in the words of the server."""
+    if evidence.server is not None and evidence.server.kind in {"llama_server", "embedded"}:
+        return Remedy(
+            "A short request before it is needed: llama.cpp loads at its start, or after --sleep-idle-seconds."
+        )
+    return Remedy("A longer keep_alive (-1 = for ever), or loading the model before it is needed.")
 
 
 def _unloaded_before(evidence: EvidenceSet, cold: Sequence[Request]) -> Evidence | None:

@@ -314,6 +314,7 @@ def _facts(session: Session, requested: Options, effective: Effective | None) ->
         started_at=session.started_at,
         ended_at=session.ended_at,
         throttle_shares=shares if isinstance(shares, Mapping) else {},
+        foreign_gpu_percent=session.facts.get("foreign_gpu_percent"),
     )
 
 

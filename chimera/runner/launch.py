@@ -16,7 +16,7 @@ from chimera.domain.options import Options
 from chimera.domain.preset import Preset
 from chimera.domain.run import ENDED, Run, Target, Trial
 from chimera.domain.workload import Workload
-from chimera.errors import ChimeraError
+from chimera.errors import ChimeraError, ConfigError
 from chimera.store.home import home, private_folder
 
 if TYPE_CHECKING:
@@ -120,10 +120,20 @@ def _home_folder() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def must_have_ended(run: Run) -> None:
+    """Raises `ConfigError` where the run goes on: what it shows is known at its end, and its server is busy."""
+    if run.state not in {*ENDED, "crashed"}:
+        raise ConfigError(
+            f"run {run.id} goes on: what it shows is known at its end, and its server is not free for anything else "
+            f"before. Wait for it (`chimera attach {run.id}`), or stop it (`chimera stop {run.id}`)."
+        )
+
+
 def disturbed_by(journal: Journal, run: Run) -> Run | None:
-    """Another run that is at work on the same processors or on the same server."""
-    for other in journal.runs(state="running", limit=20):
-        if other.id != run.id and same_server(other.target.url, run.target.url):
+    """Another run that is at work on the same processors or on the same server, or whose answers are read there."""
+    for other in journal.held():
+        at_work = other.state not in {"queued", "paused"} and other.kind != "import"
+        if other.id != run.id and at_work and same_server(other.target.url, run.target.url):
             return other
     return None
 
@@ -131,10 +141,15 @@ def disturbed_by(journal: Journal, run: Run) -> Run | None:
 def disturbance(other: Run) -> str:
     """What a run that goes on at the same time does to another, and what to do."""
     what = "the same server" if other.target.url else "an engine on the same processors"
+    slower = "they slow each other down (two engines on one machine's cores 10 to 15 times)"
+    if other.state in ENDED:
+        return (
+            f"another program of ours uses {what} at the same time, with the settings of run {other.id} (`chimera "
+            f"outputs`, say): {slower}. Let it end first."
+        )
     return (
-        f"run {other.id} measures {what} at the same time: they slow each other down (two engines on one machine's "
-        "cores 10 to 15 times), so neither shows what it would alone. Let one end first "
-        f"(`chimera attach {other.id}`) or stop it (`chimera stop {other.id}`)."
+        f"run {other.id} measures {what} at the same time: {slower}, so neither shows what it would alone. Let one "
+        f"end first (`chimera attach {other.id}`) or stop it (`chimera stop {other.id}`)."
     )
 
 

@@ -5,6 +5,7 @@ Both answers are generated anew, with one prompt and one seed. Neither prompt no
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,13 +13,13 @@ from chimera.backends.base import Backend, GenerateRequest
 from chimera.backends.detect import open_backend
 from chimera.domain.options import Options
 from chimera.domain.readings import number
-from chimera.domain.run import ENDED, Run, Trial
+from chimera.domain.run import Run, Trial
 from chimera.domain.text import plain
 from chimera.errors import BackendError, BackendRefused, ConfigError
 from chimera.measure.prompts import Prompt
 from chimera.measure.request import measure
 
-from .launch import disturbance, disturbed_by
+from .launch import disturbance, disturbed_by, must_have_ended
 from .putback import restore_all, to_its_end
 from .study import plan_of, recommendation
 
@@ -53,8 +54,7 @@ def pair(journal: Journal, run: Run, candidate: str | None = None, against: str 
 
     Raises `ConfigError` where the run has no such two, or goes on.
     """
-    if run.state not in {*ENDED, "crashed"}:
-        raise ConfigError(f"run {run.id} goes on: its server is not free for anything else before it has ended.")
+    must_have_ended(run)
     plan = plan_of(journal, run)
     trials = {trial.candidate: trial for trial in journal.trials(run.id)}
     of = {name: trial for trial in trials.values() for name in (trial.candidate, *trial.merged)}
@@ -77,12 +77,14 @@ def pair(journal: Journal, run: Run, candidate: str | None = None, against: str 
 
 async def read_both(
     journal: Journal, run: Run, trials: tuple[Trial, Trial], *, prompt: str, output_tokens: int, seed: int, yes: bool
-) -> list[Output]:
+) -> tuple[list[Output], list[str]]:
     """Load each configuration and let it answer; what was changed on a server that is not ours is put back.
+
+    Returns the answers, and a sentence for each server that could not be put back: that costs nobody the answers.
 
     Raises:
         ConfigError: the server would reload and nobody agreed to it, or a run is at work on it.
-        BackendError: it cannot be reached or put back, or another client is using it.
+        BackendError: it cannot be reached, or another client is using it; or without answers it cannot be put back.
     """
     # Held like a worker's: nobody resumes, deletes or puts back the run meanwhile, and the UI's next run waits.
     with journal.worker_lock(run.id):
@@ -93,9 +95,11 @@ async def read_both(
 
 async def _read_both(
     journal: Journal, run: Run, trials: tuple[Trial, Trial], prompt: str, output_tokens: int, seed: int, yes: bool
-) -> list[Output]:
+) -> tuple[list[Output], list[str]]:
     backend = open_backend(run.target)
     touched = bool(journal.remembered(run.id))
+    found: list[Output] = []
+    left: list[str] = []
     try:
         server = await backend.connect()
         if not backend.owned:
@@ -103,17 +107,25 @@ async def _read_both(
             if not touched and (kept := await backend.remember()):
                 journal.remember(run.id, server.url, kept)
                 touched = True
-        return [await _one(backend, trial, prompt, output_tokens, seed) for trial in trials]
+        found += [await _one(backend, trial, prompt, output_tokens, seed) for trial in trials]
     finally:
-        await to_its_end(_leave(journal, run, backend, touched))
+        try:
+            await to_its_end(_leave(journal, run, backend, touched, left))
+        except asyncio.CancelledError:
+            found = []  # whoever asks for the end does not wait for them
+            raise
+        finally:
+            if left and not found:
+                raise BackendError(" ".join(left))
+    return found, left
 
 
-async def _leave(journal: Journal, run: Run, backend: Backend, touched: bool) -> None:
+async def _leave(journal: Journal, run: Run, backend: Backend, touched: bool, left: list[str]) -> None:
+    """Put back what was changed; what stays changed is added to `left`."""
     try:
         if touched:
             _, failed = await restore_all(journal, run.id, lambda url: backend if url == backend.url else None)
-            if failed:
-                raise BackendError(" ".join(failed))
+            left += failed
     finally:
         await backend.close()
 

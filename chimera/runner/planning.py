@@ -15,6 +15,7 @@ from chimera.domain.options import OPTION_NAMES, OPTION_RANGES, SAMPLING_OPTIONS
 from chimera.domain.readings import number
 from chimera.domain.run import Run, RunKind, Target, Trial
 from chimera.domain.server import ModelInfo, ServerInfo
+from chimera.domain.text import plain
 from chimera.domain.verdict import Metric
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
@@ -30,7 +31,7 @@ from chimera.tuning.plan import COHORT, FULL_GRID, Plan, confirmed_together, sha
 from chimera.tuning.search import grid, size
 from chimera.tuning.statistics import Noise
 
-from .launch import fresh_seed
+from .launch import fresh_seed, must_have_ended
 
 if TYPE_CHECKING:
     from chimera.store.journal import Journal
@@ -245,6 +246,8 @@ class Sketch:
 
     def _asked(self, group: Group) -> list[tuple[str, Options]]:
         """What the merged members of a group had asked for."""
+        if len(group.candidates) == 1:
+            return []  # of a space that is too large to be listed none is merged
         points = [point.over(self.base) for point in grid(self.axes)]
         return [(name, points[int(name[1:]) - 1]) for name in group.candidates[1:]]
 
@@ -417,20 +420,22 @@ def create_validation(
 ) -> Run:
     """Fresh rounds of a run's winner, or of the named candidate, against its baseline.
 
-    Raises `ConfigError` where the run has no winner and none was named.
+    Raises `ConfigError` where the run goes on, or has no winner and none was named.
     """
     from .study import plan_of, recommendation
 
+    must_have_ended(run)
     plan = plan_of(journal, run)
-    names = {trial.candidate: trial for trial in plan.trials}
+    names = {name: trial for trial in plan.trials for name in (trial.candidate, *trial.merged)}
     if candidate is None:
         chosen = recommendation(journal, run)
         if chosen.keep_default:
             raise ConfigError(f"run {run.id} has no winner to validate ({chosen.words}) Name one with --candidate.")
         candidate = chosen.candidate
-    if candidate not in names or candidate == plan.baseline:
-        others = ", ".join(name for name in names if name != plan.baseline)
-        raise ConfigError(f"run {run.id} has no candidate {candidate!r}; it has {others}.")
+    if candidate not in names:
+        raise ConfigError(f"run {run.id} has no candidate {plain(candidate)!r}; it has {', '.join(names)}.")
+    if names[candidate].role == "baseline":
+        raise ConfigError(f"{plain(candidate)} of run {run.id} is the baseline itself: there is nothing to validate.")
     trials = (names[plan.baseline], replace(names[candidate], merged=()))
     trials = (replace(trials[0], merged=()), trials[1])
     rules = replace(

@@ -28,12 +28,20 @@ _OF_THE_TIME = frozenset({"throttle_shares", "throttled_share", "power_capped_sh
 
 
 class Sampler:
-    """Reads GPUs, host and server while a run goes on; costly reads pause while a request is timed."""
+    """Reads GPUs, host and server while a run goes on; costly reads pause while a request is timed.
 
-    def __init__(self, journal: Journal, run_id: str, live: LiveRequest | None = None) -> None:
+    Args:
+        journal: Where samples are kept.
+        run_id: Whose.
+        live: The request in flight.
+        instances: Servers of the run; of several only the first one's engine is known, also when it works alone.
+    """
+
+    def __init__(self, journal: Journal, run_id: str, live: LiveRequest | None = None, instances: int = 1) -> None:
         self._journal = journal
         self._run_id = run_id
         self._live = live
+        self._instances = instances
         self._engines = Engines()
         self._gpus: tuple[GpuInfo, ...] = ()
         self._ended = threading.Event()
@@ -47,8 +55,8 @@ class Sampler:
         self._interrupted = False
         self._server: ServerInfo | None = None
         self._engine: tuple[int, ...] = ()
-        self._earlier: frozenset[int] = frozenset()
-        """Every engine of the run so far: a list of the GPU's processes may be older than the session."""
+        self._engines_so_far: set[int] = set()
+        """Of the whole run: a list of the GPU's processes may tell of an engine before this session's."""
 
     def start(self) -> None:
         """Begin to read."""
@@ -69,6 +77,7 @@ class Sampler:
         """What is watched from now on."""
         self._server = server
         self._engine = (engine_pid,) if engine_pid else ()
+        self._engines_so_far.update(self._engine)
 
     def free_bytes(self) -> float | None:
         """Free memory of all GPUs at this moment; None where it is not known."""
@@ -77,6 +86,7 @@ class Sampler:
     def begin_session(self) -> None:
         """What is read from now on belongs to a new session."""
         with self._lock:
+            self._engines_so_far |= _engines(self._session)  # of one that had no end: found equal, or failed
             self._session, self._before, self._since, self._interrupted = [], (), float("-inf"), False
 
     def begin_requests(self) -> None:
@@ -101,13 +111,12 @@ class Sampler:
             seen, self._session = self._session, []
             before, self._before = self._before, ()
             since, interrupted = self._since, self._interrupted
-        self._earlier |= _engines(seen) | {*self._engine}
+            self._engines_so_far |= _engines(seen)
+            ours = frozenset(self._engines_so_far)
         tokens = sum(one.completion_tokens or 0 for one in measurements)
         engine = frozenset(self._engine)
-        instances = max(1, len({one.instance for one in measurements}))
-        facts = session_facts(
-            seen, tokens, before, after, engine=engine, ours=self._earlier, since=since, instances=instances
-        )
+        instances = max(self._instances, len({one.instance for one in measurements}))
+        facts = session_facts(seen, tokens, before, after, engine=engine, ours=ours, since=since, instances=instances)
         return {name: value for name, value in facts.items() if not (interrupted and name in _OF_THE_TIME)}
 
     def stop(self) -> None:
@@ -223,9 +232,9 @@ def session_facts(
         before: The GPUs' counters before its first request; a second without them is much of a short session.
         after: And when it ended.
         engine: The engine that it started itself, where it did.
-        ours: Engines of earlier sessions of the run.
+        ours: Every engine of the run so far.
         since: When its first request was sent; memory that was in use before may be another one's.
-        instances: How many were measured; of several the engine of one is known, so others cannot be told from them.
+        instances: How many the run has; of several the engine of one is known, so others cannot be told from them.
     """
     facts: dict[str, Any] = {}
     foreign = [value for one in seen if (value := number(one.host.foreign_cpu_percent)) is not None]
@@ -270,7 +279,9 @@ def session_facts(
     others = [
         share
         for uuid, samples in by_gpu.items()
-        if instances == 1 and (share := _others(_lists(samples, begun.get(uuid), ends.get(uuid)), engines)) is not None
+        if instances == 1
+        and not _silent(samples, lists := _lists(samples, begun.get(uuid), ends.get(uuid)))
+        and (share := _others(lists, engines)) is not None
     ]
     if others:
         facts["foreign_gpu_percent"] = max(others)
@@ -312,6 +323,11 @@ def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters |
     if end is not None and isinstance(end.processes, tuple):
         read.setdefault(end.at, end.processes)
     return list(read.values())
+
+
+def _silent(samples: Sequence[GpuSample], lists: Sequence[tuple[GpuProcess, ...]]) -> bool:
+    """The driver names nobody on a GPU on which somebody computed: it cannot tell who (WSL, some containers)."""
+    return not any(lists) and any((number(one.utilization) or 0.0) > 0 for one in samples)
 
 
 def _others(lists: Sequence[tuple[GpuProcess, ...]], engines: frozenset[int]) -> float | None:

@@ -83,7 +83,7 @@ class Worker:
         self._gate = Gate()
         self._live = LiveRequest()
         self._progress = ProgressWriter(journal, run.id, self._live)
-        self._sampler = Sampler(journal, run.id, self._live)
+        self._sampler = Sampler(journal, run.id, self._live, run.workload.instances)
         self._checkup = Checkup(journal, run.id)
         self._shape: ModelShape | None = None
         self._stop_reason: str | None = None
@@ -91,6 +91,8 @@ class Worker:
         self._loaded: Options | None = None
         """Load options that ran in the last session, where it ended well."""
         self._work: asyncio.Task[None] | None = None
+        self._complete = False
+        """All is measured, so that a stop has nothing left to stop."""
 
     async def work(self) -> int:
         """Run it to its end, whichever that is."""
@@ -109,7 +111,10 @@ class Worker:
         try:
             await self._work
         except asyncio.CancelledError:
-            state, error, code = "stopped", self._stop_reason, 4
+            if self._complete:
+                journal.log(run.id, f"{self._stop_reason}: too late, all was measured and is kept", "notice")
+            else:
+                state, error, code = "stopped", self._stop_reason, 4
         except ChimeraError as problem:
             state, error, code = "failed", str(problem), problem.exit_code
         except Exception as problem:  # noqa: BLE001 - the edge of the process: whatever it is, the journal must say it
@@ -158,7 +163,7 @@ class Worker:
         journal.log(run.id, f"worker {os.getpid()} began")
         if other := disturbed_by(journal, run):
             journal.log(run.id, disturbance(other), "warn")
-            journal.log(other.id, disturbance(run), "warn")
+            journal.log(other.id, disturbance(journal.run(run.id)), "warn")  # as it is now: at work
         self._progress.start()
         backend = open_backend(run.target)
         touched = bool(journal.remembered(run.id))
@@ -183,8 +188,9 @@ class Worker:
             async for session, total in self._sessions():
                 trial = next(one for one in journal.trials(run.id) if one.candidate == session.candidate)
                 await self._one(backend, session, trial, total, recorder, prompts)
+            self._complete = True
             if run.kind in COMPARING:
-                await self._conclude()
+                await to_its_end(self._conclude())
         finally:
             self._progress.show(replace(self._progress.base, stage="finishing", eta_s=None, text="putting things back"))
             # A stop must not cut this short: what we changed on the user's server is put back first.

@@ -6,7 +6,7 @@ import os
 import secrets
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -59,3 +59,14 @@ def write_whole(path: Path, text: str, mode: int = 0o666) -> None:
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
+    # The name is in the folder, which has to reach the disk as well; where a folder cannot be synced the file is there.
+    with suppress(OSError):
+        _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

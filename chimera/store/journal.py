@@ -799,6 +799,15 @@ class Journal:
         """Whether the run has a living worker on this machine; disturbs none that starts at this moment."""
         return is_held(self._locks / f"{run_id}.lock")
 
+    def held(self) -> list[Run]:
+        """Every run whose lock somebody on this machine holds, the newest first: its worker, or who else uses it."""
+        ids = [path.stem for path in self._locks.glob("*.lock") if is_held(path)]
+        with self._reading() as connection:
+            rows = connection.execute(
+                select(schema.run).where(schema.run.c.id.in_(ids)).order_by(schema.run.c.seq.desc())
+            ).all()
+        return self._runs(rows)
+
 
 def _states() -> Select[Any]:
     return select(schema.run.c.seq, schema.run.c.id, schema.run.c.state, schema.run.c.state_at)

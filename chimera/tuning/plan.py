@@ -77,7 +77,9 @@ class Plan:
         if not 0 < self.band < 0.5:
             raise ConfigError(f"The band is {self.band:g}; give a share between 0 and 0.5, such as 0.02.")
         if self.target <= self.band:
-            raise ConfigError(f"A gain of {self.target:.1%} is inside the band of {self.band:.1%}; give a larger one.")
+            raise ConfigError(
+                f"The band is {self.band:.1%}, and a gain of {self.target:.1%} is to be found: give a smaller band."
+            )
         for name in ("screen_rounds", "confirmed", "confirm_max"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give 1 or more.")

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chimera.backends import llama_server
 from chimera.backends.base import Backend, Done, Event, GenerateRequest, PromptProgress, Tokens
 from chimera.backends.llama_dialect import CompletionReader, metrics_of, slots_of
 from chimera.backends.llama_log import EngineFacts, cause_of
@@ -426,6 +427,19 @@ async def test_what_runs_already_passes_and_what_differs_is_refused_with_its_fla
     assert "-c 4096" in str(refused.value)
     assert "num_thread 4" in str(refused.value)
     assert "-t 4" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [("-m x.gguf", True), ("--cache-ram 0", False), ("-cram 0", False), ("-cram 512", True), ("--cache-ram=-1", True)],
+)
+async def test_a_wait_that_may_be_the_saving_of_a_prompt_is_told(
+    attached: LlamaServer, monkeypatch: pytest.MonkeyPatch, line: str, told: bool
+) -> None:
+    there = llama_server.Listener(7, read_flags(line.split()), readable=True)
+    monkeypatch.setattr(llama_server, "listener_of", lambda url: there)
+    effective = await attached.load(Options())
+    assert any("--cache-ram 0" in note and "queue" in note for note in effective.notes) is told
 
 
 async def test_another_model_than_it_serves_is_refused_by_name(server: ScriptedLlama) -> None:

@@ -62,6 +62,7 @@ def chimera(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
         (["sweep", "--server", "http://127.0.0.1:9", "--kv-cache-type", "q5"], "--kv-cache-type q5: 'q5' is none of"),
         (["sweep", "--embedded", "--budget", "inf"], "--budget inf"),
         (["sweep", "--embedded", "--rounds", "100000"], "--rounds"),
+        (["sweep", "--embedded", "--preflight", "100000"], "--preflight"),
         (["agents", "--embedded", "--agents", "1000000"], "--agents 1000000: takes 1 to 256"),
         (["agents", "--embedded", "--agents", "0"], "--agents 0"),
         (["agents", "--embedded", "--think", "inf"], "--think"),
@@ -100,6 +101,18 @@ def test_the_name_of_a_run_is_in_its_text(ollama: ScriptedOllama) -> None:
     assert "· night 1 · done" in done.stdout.splitlines()[0]
     assert "night 1" in chimera("runs", "list").stdout
     assert "night 1" in chimera("runs", "show").stdout.splitlines()[0]
+
+
+def test_a_budget_that_does_not_hold_is_told_before_the_run(ollama: ScriptedOllama) -> None:
+    plan = ("sweep", "--server", ollama.url, "--num-thread", "1,2", "--output-tokens", "8", "--prompt-tokens", "8")
+    unknown = chimera(*plan, "--budget", "5m", "--dry-run")
+    assert unknown.returncode == 0, unknown.stderr
+    assert "--budget 5m: how long a request takes here is not known" in unknown.stderr
+    once = chimera("run", *plan[1:3], *plan[5:], "--requests", "1", "--yes")
+    assert once.returncode == 0, once.stderr
+    short = chimera(*plan, "--budget", "0.001s", "--dry-run")
+    assert "--budget 0.001s: the shortest form of this plan takes up to" in short.stderr
+    assert "--budget" not in chimera(*plan, "--budget", "24h", "--dry-run").stderr
 
 
 def test_there_is_one_document_of_a_run_with_agents(ollama: ScriptedOllama) -> None:

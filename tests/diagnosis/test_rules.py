@@ -12,7 +12,7 @@ from chimera.diagnosis.evidence import EngineStart, EvidenceSet, Failure, LogLin
 from chimera.diagnosis.rules import CODES, diagnose, since_first_seen
 from chimera.domain.options import Options
 from chimera.domain.readings import Missing
-from chimera.domain.server import Effective, ModelInfo, ServerInfo
+from chimera.domain.server import Effective, ModelInfo, ServerInfo, ServerKind
 from chimera.domain.telemetry import GpuProcess, LoadedModel, ServerSample, SlotState, Throttle
 from chimera.domain.workload import Workload
 
@@ -815,6 +815,52 @@ def test_another_tenant_of_the_gpu_is_foreign_load_and_the_engine_is_not() -> No
     assert found(healthy(gpu_samples=gpus(processes=(ours, small))), "foreign-load") is None
     nobody = healthy(gpu_samples=gpus(processes=(ours, other)), engine_pids=frozenset())
     assert found(nobody, "foreign-load") is None
+    two = healthy(gpu_samples=gpus(processes=(ours, other)), workload=Workload(agents=2, instances=2))
+    assert found(two, "foreign-load") is None, "it may be the second instance"
+
+
+def words(evidence: EvidenceSet, code: str) -> str:
+    return " ".join(each.text for each in must(evidence, code).remedies)
+
+
+@pytest.mark.parametrize("kind", ["ollama", "llama_server", "embedded", "openai"])
+def test_cures_are_told_in_the_words_of_the_server_at_hand(kind: ServerKind) -> None:
+    def here(**changes: Any) -> EvidenceSet:
+        return healthy(server=ServerInfo(kind, "http://127.0.0.1:9"), **changes)
+
+    asked = here(server_samples=servers(vram=2.0e9), requested=Options(num_gpu=17))
+    layers = next(each for each in must(asked, "cpu-offload").remedies if each.options == {"num_gpu": -1}).text
+    assert ("unload the model first" in layers) == (kind in {"ollama", "openai"})
+    assert ("`-ngl -1`" in layers) == (kind == "llama_server")
+    busy = words(here(failures=(Failure("server busy", WALL, 503),)), "queueing")
+    assert ("OLLAMA_MAX_QUEUE" in busy) == (kind == "ollama")
+    cold = tuple(
+        replace(each, measurement=replace(each.measurement, load_s=2.0, cold=True)) if not place else each
+        for place, each in enumerate(requests(8))
+    )
+    assert ("keep_alive" in words(here(requests=cold), "cold-load")) == (kind in {"ollama", "openai"})
+
+
+def test_a_list_of_processes_that_samples_repeat_is_one_look() -> None:
+    ours, other = GpuProcess(77, "llama-server", 4e9, 90.0), GpuProcess(900, "train.py", 3e9, 35.0)
+    same = gpus(processes=(ours, other), processes_at=999.0)
+    assert found(healthy(gpu_samples=same), "foreign-load") is None, "a moment before the requests"
+    both = tuple(replace(each, processes_at=1000.0 + i // 6) for i, each in enumerate(same))
+    finding = must(healthy(gpu_samples=both), "foreign-load")
+    assert [len(each.series) for each in finding.evidence if each.what == "GPU used by other programs"] == [2]
+    gone = tuple(replace(each, processes=(ours,)) for each in both[6:])
+    value = next(each.value for each in must(healthy(gpu_samples=both[:6] + gone), "foreign-load").evidence)
+    assert value == 17.5
+
+
+def test_a_run_that_left_no_moment_to_look_has_the_lists_of_its_sessions_ends() -> None:
+    ours, other = GpuProcess(77, "llama-server", 4e9, 90.0), GpuProcess(900, "train.py", 3e9, 35.0)
+    one_look = gpus(processes=(ours, other), processes_at=999.0)
+    finding = must(healthy(gpu_samples=one_look, sessions=(SessionFacts(1, foreign_gpu_percent=30.0),)), "foreign-load")
+    assert (finding.cause, finding.severity) == ("foreign-load/gpu", "warn")
+    assert [each.value for each in finding.evidence[:2]] == [30.0, "train.py"]
+    quiet = (SessionFacts(1, foreign_gpu_percent=1.0), SessionFacts(2))
+    assert found(healthy(gpu_samples=one_look, sessions=quiet), "foreign-load") is None
 
 
 def test_time_stolen_by_the_hypervisor_is_named() -> None:

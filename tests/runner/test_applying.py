@@ -23,6 +23,7 @@ from chimera.domain.workload import Workload
 from chimera.errors import BackendRefused, BadAnswer, ConfigError
 from chimera.presets.loader import all_presets
 from chimera.runner import applying
+from chimera.runner.planning import create_validation
 from chimera.runner.study import outcomes
 from chimera.store.journal import Journal
 from chimera.tuning.plan import Plan
@@ -232,6 +233,35 @@ def test_a_candidate_may_be_named_and_the_baseline_is_the_default(journal: Journ
     assert applying.choose(journal, run, "c0").keep_default
     with pytest.raises(ConfigError, match="no candidate 'c9'"):
         applying.choose(journal, run, "c9")
+
+
+@pytest.mark.parametrize("command", ["apply", "validate", "outputs"])
+def test_nothing_is_made_of_a_run_that_goes_on(journal: Journal, command: str) -> None:
+    run = _sweep(journal, Target("ollama", "http://127.0.0.1:9", "m"), [Options(num_ctx=512)], [0.2])
+    with journal.worker_lock(run.id):
+        journal.set_state(run.id, "running")
+        done = chimera(command, run.id, "--candidate", "c1")
+    assert done.returncode == 2
+    assert f"run {run.id} goes on" in done.stderr
+    assert f"chimera stop {run.id}" in done.stderr
+    assert [one.id for one in journal.runs()] == [run.id]
+
+
+def test_a_candidate_that_another_one_stands_for_is_validated_by_its_own_name(journal: Journal) -> None:
+    run = _sweep(journal, Target("ollama", "http://127.0.0.1:9", "m"), [Options(num_gpu=19)], [0.2])
+    journal.add_trials(
+        run.id,
+        [
+            Trial("c0", "baseline", Options(), merged=("c3",)),
+            Trial("c1", "candidate", Options(num_gpu=19), merged=("c2",)),
+        ],
+    )
+    made = create_validation(journal, run, candidate="c2", rounds=2)
+    assert [trial.candidate for trial in journal.trials(made.id)] == ["c0", "c1"]
+    with pytest.raises(ConfigError, match="baseline itself"):
+        create_validation(journal, run, candidate="c3")
+    with pytest.raises(ConfigError, match=r"no candidate 'c9'; it has c0, c3, c1, c2\."):
+        create_validation(journal, run, candidate="c9")
 
 
 def test_a_run_that_compared_nothing_recommends_nothing(journal: Journal) -> None:

@@ -95,15 +95,44 @@ def test_a_share_that_the_driver_does_not_tell_is_not_0(
     assert facts((UNTOLD,)).get("foreign_gpu_percent") == percent, "a list without shares lowers no mean"
 
 
-def test_of_several_instances_nobody_is_called_a_stranger() -> None:
-    def facts(*instances: int) -> dict[str, Any]:
+def test_a_driver_that_names_nobody_on_a_busy_gpu_cannot_tell_who_is_there() -> None:
+    silent = [snapshot(at, processes=(), utilization=95.0) for at in (0.0, 1.0)]
+    assert "foreign_gpu_percent" not in session_facts(silent, tokens=10)
+    idle = [snapshot(at, processes=(), utilization=0.0) for at in (0.0, 1.0)]
+    assert session_facts(idle, tokens=10)["foreign_gpu_percent"] == 0.0, "the engine runs on the CPU"
+    loading = [snapshot(0.0, processes=(), utilization=0.0), snapshot(1.0, GAME, utilization=95.0)]
+    assert session_facts(loading, tokens=10)["foreign_gpu_percent"] == 10.0, "it tells, as its other list shows"
+    two = replace(idle[0].gpus.samples[0], uuid="GPU-2")
+    both = [replace(one, gpus=replace(one.gpus, samples=(*one.gpus.samples, two))) for one in silent]
+    assert session_facts(both, tokens=10)["foreign_gpu_percent"] == 0.0, "of the GPU that is known"
+
+
+def test_the_engine_of_a_session_that_had_no_end_is_no_stranger_in_the_next_one() -> None:
+    def facts(first: tuple[int, ...], started: int | None) -> dict[str, Any]:
         watch = Sampler(cast("Any", None), "r1")
+        watch.begin_session()
+        watch.watch(None, started)
+        watch._session.append(snapshot(0.0, pids=first))
+        watch.begin_session()  # what was loaded was found equal to another candidate, or it failed
+        watch.watch(None, ENGINE.pid)
+        watch._session += [snapshot(1.0, GAME), snapshot(2.0, GAME)]
+        return watch.end_session([measurement()])
+
+    assert facts((), None)["foreign_gpu_percent"] == 20.0
+    assert facts((), GAME.pid)["foreign_gpu_percent"] == 0.0, "an engine of ours"
+    assert facts((GAME.pid,), None)["foreign_gpu_percent"] == 0.0, "one of the server's"
+
+
+def test_of_several_instances_nobody_is_called_a_stranger() -> None:
+    def facts(*instances: int, of_run: int = 1) -> dict[str, Any]:
+        watch = Sampler(cast("Any", None), "r1", instances=of_run)
         watch._session += [snapshot(0.0, second), snapshot(1.0, second)]
         return watch.end_session([measurement(instance=place) for place in instances])
 
     second = GpuProcess(77, "ollama", sm_percent=45.0)
     assert facts(0, 0)["foreign_gpu_percent"] == 45.0
     assert "foreign_gpu_percent" not in facts(0, 1), "it is the engine of the second instance"
+    assert "foreign_gpu_percent" not in facts(0, 0, of_run=2), "which may still be there where one works alone"
 
 
 def test_a_list_of_processes_from_outside_the_session_accuses_nobody() -> None:

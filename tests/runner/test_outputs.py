@@ -66,6 +66,7 @@ def test_both_answer_one_prompt_with_one_seed_and_the_server_is_put_back(
     options = [one["options"] for one in sent]
     assert [(one["seed"], one["num_predict"], one.get("temperature")) for one in options] == [(9, 6, None), (9, 6, 0.2)]  # type: ignore[attr-defined, index]  # JSON
     facts = json.loads(done.stdout)
+    assert facts["not_put_back"] == []
     assert [(one["candidate"], one["effective"]["num_ctx"]) for one in facts["outputs"]] == [("c0", 4096), ("c1", 1024)]
     assert [one["tokens"] for one in facts["outputs"]] == [6, 6]
     for one in facts["outputs"]:
@@ -178,7 +179,14 @@ def test_every_server_that_a_killed_run_has_changed_is_put_back_or_stays_remembe
         gone = chimera("outputs", run.id, "--yes", "--output-tokens", "3")
         assert gone.returncode == 3
         assert f"{other.url} could not be put back" in gone.stderr
+        assert "`chimera` offers at its next start to put them back" in gone.stderr
         assert [one.server_url for one in journal.unrestored()] == [other.url]
+        assert gone.stdout.count("t0 t1") == 2, "both answers are there nonetheless"
+        told = chimera("outputs", run.id, "--yes", "--output-tokens", "3", "--json")
+        assert told.returncode == 3
+        facts = json.loads(told.stdout)
+        assert [one["tokens"] for one in facts["outputs"]] == [3, 3]
+        assert [other.url in words for words in facts["not_put_back"]] == [True]
 
 
 async def remembered(url: str) -> dict[str, Any]:
@@ -211,10 +219,33 @@ def test_a_run_whose_answers_are_read_has_its_lock_held(journal: Journal) -> Non
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as child:
             wait_until(lambda: len(asked(server)) == 1, 30)
             assert journal.is_held(run.id)
+            assert [one.id for one in journal.held()] == [run.id]
             assert journal.unrestored() == [], "nobody else puts the server back meanwhile"
+            beside = chimera("run", "--server", server.url, "--requests", "1", "--output-tokens", "8", "--yes")
+            assert "another program of ours uses the same server at the same time" in beside.stderr
+            assert f"run {run.id}" in beside.stderr
+            newest = journal.run("last").id
+            assert newest != run.id
+            assert any(f"run {newest} measures" in one.text for one in journal.events(run.id))
             child.send_signal(signal.SIGINT)
             child.wait(30)
     assert not journal.is_held(run.id)
+    assert journal.held() == []
+
+
+def test_a_server_that_stays_changed_is_told_also_where_nothing_was_answered(journal: Journal) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.05, load_s=1.0)) as server:
+        run = compared(journal, server)
+        journal.remember(run.id, "http://127.0.0.1:9", {"model": MODEL.name})
+        command = [sys.executable, "-m", "chimera", "outputs", run.id, "--yes", "--output-tokens", "5000"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            wait_until(lambda: len(asked(server)) == 1, 30)
+            child.send_signal(signal.SIGINT)
+            out, said = child.communicate(timeout=30)
+    assert child.returncode == 3
+    assert out == ""
+    assert "the settings of http://127.0.0.1:9 could not be put back" in said
+    assert "is put back." not in said
 
 
 async def test_what_must_be_done_is_done_however_often_an_end_is_asked_for() -> None:

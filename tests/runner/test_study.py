@@ -11,6 +11,8 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -27,7 +29,7 @@ from chimera.domain.run import Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
 from chimera.domain.workload import Workload
 from chimera.model.shape import ModelShape
-from chimera.runner import worker
+from chimera.runner import planning, study, worker
 from chimera.runner.follow import Follower
 from chimera.runner.launch import start_worker
 from chimera.runner.planning import Survey, create_study, create_validation, sketch
@@ -432,6 +434,61 @@ def test_a_symptom_that_cannot_be_looked_for_takes_no_verdict_away(
     assert any("could not be told: ValueError" in one.text for one in journal.events(run.id))
 
 
+def test_a_stop_that_comes_when_all_is_measured_takes_no_verdict_away(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(journal: Journal, run: Run) -> list[str]:
+        journal.send(run.id, "stop")
+        wait_until(lambda: at_work and at_work[0]._stop_reason, 10)
+        time.sleep(0.2)
+        return study.conclude(journal, run)
+
+    at_work: list[worker.Worker] = []
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(worker, "conclude", stopped)
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 1024}, "keep_alive": "30m"})
+        before = loaded_as(server)
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=3, confirm=False, preflight=0)
+        with journal.worker_lock(run.id):
+            at_work.append(worker.Worker(journal, run))
+            assert asyncio.run(at_work[0].work()) == 0
+        assert loaded_as(server) == before
+    ended = journal.run(run.id)
+    assert (ended.state, ended.error) == ("done", None)
+    assert ended.plan["result"]["recommendation"]["words"] in [one.text for one in journal.events(run.id)]
+    assert any("all was measured and is kept" in one.text for one in journal.events(run.id))
+
+
+_KILLED = """
+import os, signal, sys
+from chimera.runner import worker
+conclude = worker.conclude
+def and_die(journal, run):
+    if sys.argv[2] == "after":
+        conclude(journal, run)
+    os.kill(os.getpid(), signal.SIGKILL)
+worker.conclude = and_die
+worker.main(sys.argv[1])
+"""
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_worker_that_is_killed_at_its_conclusion_measures_nothing_again(journal: Journal, when: str) -> None:
+    with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
+        run = sweep(journal, server, {"num_thread": (1, 2)}, rounds=3, confirm=False, preflight=0)
+        killed = subprocess.run([sys.executable, "-c", _KILLED, run.id, when], check=False, timeout=60)
+        assert killed.returncode == -signal.SIGKILL
+        assert journal.run(run.id).state == "crashed"
+        left = table(journal, run) | {"state": "done"}
+        asked = len(server.requests)
+        assert finish(journal, run).state == "done"
+        assert not [one for one in server.requests[asked:] if one.path == "/api/generate" and one.json().get("prompt")]
+    assert len(left["sessions"]) == 9
+    assert table(journal, run) == left
+    assert journal.run(run.id).plan["result"]["recommendation"]["words"]
+
+
 def test_what_was_loaded_before_a_sweep_is_loaded_after_it(journal: Journal) -> None:
     with in_thread(ScriptedOllama(decode_s=0.001, real_time=False)) as server:
         ask(server.url, {"model": MODEL.name, "options": {"num_ctx": 1024}, "keep_alive": "30m"})
@@ -617,6 +674,21 @@ def test_a_space_of_over_24_settings_is_searched_in_cohorts_of_different_effects
     effects = {(min(one.requested.num_gpu or 0, 19), one.requested.num_ctx, one.requested.num_thread) for one in trials}
     assert len(effects) == 16, "60 layers and 19 are one setting on a model of 18 layers"
     assert run.plan["result"]["recommendation"]["requested"]["num_thread"] == 3
+
+
+def test_a_plan_of_a_space_that_is_too_large_to_list_is_told_without_listing_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def listed(axes: Any) -> Any:
+        raise AssertionError("a million settings")
+
+    monkeypatch.setattr(planning, "grid", listed)
+    axes: dict[str, tuple[Any, ...]] = {
+        "num_ctx": tuple(range(256, 25856, 256)), "num_batch": tuple(range(1, 101)), "num_thread": tuple(range(1, 101)),
+    }  # fmt: skip
+    drawn = sketch("sweep", known_of(ScriptedOllama()), axes, SMALL).as_dict()
+    assert drawn["cohorts"] == 4
+    assert drawn["merged"] == []
 
 
 def test_tune_walks_the_five_steps_over_a_killed_worker_and_says_what_passed(journal: Journal) -> None:

@@ -24,6 +24,23 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path], "nothing is left beside it"
 
 
+def test_file_and_folder_are_on_the_disk_before_it_is_called_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.txt"
+    synced: list[tuple[bool, bool]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+        if synced[-1][0]:
+            raise OSError(22, "Invalid argument")  # some file systems sync no folder: the file is there all the same
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_whole(path, "x")
+    assert synced == [(False, False), (True, True)]
+    assert path.read_text() == "x"
+
+
 def _cut_short(path: Path) -> None:
     with whole(path) as part:
         part.write_text("half")
