@@ -275,13 +275,13 @@ def session_facts(
     limits = [value for one in by_gpu.values() if (value := number(one[-1].power_limit_w)) is not None]
     if limits:
         facts["power_limit_w"] = sum(limits)
-    begun = {one.uuid: one.at for one in before}
+    begun = {one.uuid: one for one in before}
     others = [
         share
         for uuid, samples in by_gpu.items()
         if instances == 1
         and not _silent(samples, lists := _lists(samples, begun.get(uuid), ends.get(uuid)))
-        and (share := _others(lists, engines)) is not None
+        and (share := _others(_with_ended(lists, begun.get(uuid)), engines)) is not None
     ]
     if others:
         facts["foreign_gpu_percent"] = max(others)
@@ -308,7 +308,9 @@ def _engines(seen: Sequence[Snapshot]) -> frozenset[int]:
     return frozenset(pid for one in seen if one.server is not None for pid in one.server.engine_pids)
 
 
-def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters | None) -> list[tuple[GpuProcess, ...]]:
+def _lists(
+    samples: Sequence[GpuSample], begun: GpuCounters | None, end: GpuCounters | None
+) -> list[tuple[GpuProcess, ...]]:
     """The lists of a GPU's processes that were read in a session, each once: a sample repeats the last one for a while.
 
     They are read while the model loads and at the session's end, not while a request is timed. Each tells of the time
@@ -318,11 +320,27 @@ def _lists(samples: Sequence[GpuSample], begun: float | None, end: GpuCounters |
     read: dict[float, tuple[GpuProcess, ...]] = {}
     for sample in samples:
         at = sample.at if sample.processes_at is None else sample.processes_at
-        if isinstance(sample.processes, tuple) and (at >= samples[0].at if begun is None else at > begun):
+        if isinstance(sample.processes, tuple) and (at >= samples[0].at if begun is None else at > begun.at):
             read.setdefault(at, sample.processes)
     if end is not None and isinstance(end.processes, tuple):
         read.setdefault(end.at, end.processes)
     return list(read.values())
+
+
+def _with_ended(
+    lists: Sequence[tuple[GpuProcess, ...]], begun: GpuCounters | None
+) -> list[tuple[GpuProcess, ...]]:
+    """Each list with the programs of the one before it, the one at the first request included, that have ended since.
+
+    The driver tells nothing more of them, so they are taken to have computed on as they did when they were last seen:
+    one that was at work as a session began and ended in it would be in no share at all.
+    """
+    earlier = [begun.processes if begun is not None and isinstance(begun.processes, tuple) else (), *lists]
+    found = []
+    for before, now in zip(earlier, lists, strict=False):
+        named = {one.pid for one in now}
+        found.append((*now, *(one for one in before if one.pid not in named)))
+    return found
 
 
 def _silent(samples: Sequence[GpuSample], lists: Sequence[tuple[GpuProcess, ...]]) -> bool:

@@ -31,6 +31,8 @@ _ONCE = float("inf")
 _NEVER = float("-inf")
 _INSTANCES_CALLS = 23
 """To find the MIG instances of a GPU for the first time: there are seven at most."""
+_ENDS_CALLS = 3
+"""A second, kept free for the ends of sessions: with a session every 4 seconds each end can be told of."""
 _SWIFT_INSTANCES = 3
 """So many MIG instances of a GPU are read at the pace of the slow tier; more take longer turns."""
 _STALE_PERIODS = 3
@@ -383,7 +385,7 @@ class Device:
         sample = self._fast(now, stamp)
         self._temperature = sample.temperature_c
         self.allowance.regular = self.asker.lasting
-        self.allowance.ends = 1 if now - self._counted_at < WINDOW_S else 0
+        self.allowance.ends = _ENDS_CALLS if now - self._counted_at < WINDOW_S else 0
         self._catch_up(now, quiet=quiet)
         processes = self._kept("processes", now)
         margin, slowdown = self._margin(sample.temperature_c, now)
@@ -730,15 +732,15 @@ class Device:
         at = stamp()
         read = self._reads["processes"]
         self.allowance.begin(now)
-        if processes and self.allowance.room() >= read.calls:
+        # Energy is one of the fields, or a call of its own.
+        calls = 2 if self.asker.dropped(f"field {_ENERGY}", now) else 1
+        if processes and self.allowance.room(at_end=True) >= read.calls + calls:
             read.at = at
             self._keep(read.name, at, self._read_processes(at))
         kept_at, listed = self._slow.get(read.name, (_NEVER, PENDING))
         for policy in _POLICIES:
             if self.allowance.room() > 0:
                 self._keep(f"policy {policy}", at, self._read_policy(policy, at))
-        # Energy is one of the fields, or a call of its own.
-        calls = 2 if self.asker.dropped(f"field {_ENERGY}", now) else 1
         if self.allowance.room(at_end=True) < calls:
             return GpuCounters(self.info.uuid, at, processes=listed if kept_at == at else PENDING)
         self._counted_at = now

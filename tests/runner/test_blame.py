@@ -140,7 +140,8 @@ def test_a_list_of_processes_from_outside_the_session_accuses_nobody() -> None:
     old = [snapshot(at, game, processes_at=6.0) for at in (10.0, 11.0, 12.0)]
     assert "foreign_gpu_percent" not in session_facts(old, tokens=10), "unknown, and no verdict rests on it"
     at_its_start = [snapshot(10.0, game, processes_at=9.5)]
-    within = [snapshot(at, processes_at=11.0) for at in (11.0, 12.0, 13.0, 14.0)]
+    idle = replace(game, sm_percent=INACTIVE)
+    within = [snapshot(at, idle, processes_at=11.0) for at in (11.0, 12.0, 13.0, 14.0)]
     before = (GpuCounters("GPU-1", 9.5, processes=(ENGINE, game)),)
     assert session_facts([*at_its_start, *within], 10, before)["foreign_gpu_percent"] == 0.0
     after = (GpuCounters("GPU-1", 15.0, processes=(ENGINE, game)),)
@@ -148,6 +149,24 @@ def test_a_list_of_processes_from_outside_the_session_accuses_nobody() -> None:
     assert facts["foreign_gpu_percent"] == 15.0, "each list counts once, however many samples repeat it"
     unread = (GpuCounters("GPU-1", 15.0),)
     assert session_facts([*at_its_start, *within], 10, before, unread)["foreign_gpu_percent"] == 0.0
+
+
+def test_a_program_that_ended_in_a_session_computed_on_until_then() -> None:
+    # Seen on an H100: requests at a fifth of their rate, and the list at the end named nobody but the engine.
+    game = GpuProcess(77, "game", sm_percent=99.0)
+    seen = [snapshot(at, game, processes_at=9.5) for at in (9.6, 11.0, 13.0)]
+    begun = (GpuCounters("GPU-1", 9.5, processes=(ENGINE, game)),)
+    over = (GpuCounters("GPU-1", 15.0, processes=(ENGINE,)),)
+    facts = session_facts(seen, 10, begun, over)
+    assert facts["foreign_gpu_percent"] == 99.0
+    assert void_as_shared(facts, compared=True, crews=False)
+    stays = (GpuCounters("GPU-1", 15.0, processes=(ENGINE, replace(game, sm_percent=INACTIVE))),)
+    assert session_facts(seen, 10, begun, stays)["foreign_gpu_percent"] == 0.0, "the driver tells of it: it was idle"
+    ours = session_facts(seen, 10, begun, over, ours=frozenset({game.pid}))
+    assert ours["foreign_gpu_percent"] == 0.0, "the engine before"
+    middle = [snapshot(9.6), snapshot(11.0, game, processes_at=11.0), snapshot(13.0, game, processes_at=11.0)]
+    alone = (GpuCounters("GPU-1", 9.5, processes=(ENGINE,)),)
+    assert session_facts(middle, 10, alone, over)["foreign_gpu_percent"] == 66.0, "in two of three lists"
 
 
 def test_the_rule_for_a_shared_gpu_is_for_sessions_that_are_compared_on_one_server() -> None:

@@ -57,7 +57,7 @@ class Library:
 def main() -> None:
     """Play what the only argument says."""
     plan: dict[str, Any] = {"ticks": 2, "every": 1.0, "real": False}
-    plan |= {"quiet_from": None, "fork_at": None, "reinit_at": None, "looks": 0} | json.loads(sys.argv[1])
+    plan |= {"quiet_from": None, "fork_at": None, "reinit_at": None, "looks": 0, "look_every": 1} | json.loads(sys.argv[1])
     library = Library()
     clock = Clock(library, real=plan["real"])
     started = clock.now()
@@ -76,7 +76,8 @@ def main() -> None:
         now = clock.now()
         begun = time.monotonic()
         state = collector.read(now)
-        looks = [plain(one) for _ in range(plan["looks"]) for one in collector.counters(now)]
+        many = plan["looks"] if tick % plan["look_every"] == 0 else 0
+        looks = [plain(one) for _ in range(many) for one in collector.counters(now)]
         line = {"looks": looks, "tick": tick, "t": now - started, "started": started, "took": time.monotonic() - begun}
         line |= {"state": plain(state), "calls": collector.calls, "pid": os.getpid(), "counted": library.calls(-1)}
         print(json.dumps(line), flush=True)

@@ -507,6 +507,17 @@ def test_the_ends_of_a_session_tell_who_computed_on_the_gpu_also_where_lists_pau
     assert (process["pid"], process["sm_percent"]) == (os.getpid(), 85)
 
 
+@pytest.mark.parametrize("scenario", ["one_gpu", "older_counters"])
+def test_each_end_of_short_sessions_tells_who_computed_and_the_energy(scenario: str) -> None:
+    """A session of about 4 seconds after another, on a driver that takes more calls, as on an H100."""
+    plan = {"looks": 1, "look_every": 2, "quiet_from": 1}
+    lines = play(scenario, ticks=41, extra=FEWER_FIELDS, plan=plan)[:-1]
+    ends = [line["looks"][0] for line in lines if line["looks"] and line["tick"] >= 10]
+    assert len(ends) == 16
+    assert all(isinstance(end["processes"], list) for end in ends)
+    assert all(isinstance(end["energy_j"], float) for end in ends)
+
+
 def test_temperature_follows_the_known_curve() -> None:
     lines = play("heating", ticks=30, t0=40, t_end=83, tau=10)[:-1]
     for line in lines:
