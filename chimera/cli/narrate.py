@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from chimera.domain.run import ENDED, Progress, Run
+from chimera.domain.run import COMPARING, ENDED, Progress, Run
 from chimera.domain.text import plain
 from chimera.runner.follow import Follower, Update
 
@@ -88,7 +88,9 @@ def progress_line(progress: Progress) -> str:
 
 def _exit_code(journal: Journal, run: Run, worker: subprocess.Popen[bytes] | None) -> int:
     if run.state == "done":
-        return 0 if any(row.measurement.valid for row in journal.measurements(run.id)) else 5
+        if not (rows := journal.measurements(run.id)) and run.kind in COMPARING:
+            return 0  # every candidate has the baseline's effect, which is a result and needs no request
+        return 0 if any(row.measurement.valid for row in rows) else 5
     if run.state == "failed":
         code = 3
         if worker is not None:

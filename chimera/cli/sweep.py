@@ -212,6 +212,9 @@ def emit_plan(drawn: Sketch, *, to_stdout: bool) -> None:
         line(f"  {candidate:4} not run: {reason}")
     if plan.cohorts_planned:
         line(f"  a large space: {plan.cohorts_planned} cohorts of 8 are proposed and screened")
+    if not cost.sessions:
+        line("  every candidate has the baseline's effect: there is nothing to run")
+        return
     phases = [f"{plan.preflight} sessions for the noise"] if plan.preflight else []
     if plan.confirm:
         phases.append(f"confirmation of {cost.rounds} rounds at most")

@@ -216,6 +216,10 @@ def resume(ref: RunRef = "last", detach: Annotated[bool, typer.Option("--detach"
             if json:
                 emit_json({"schema_version": 1, "run": {"id": found.id, "state": "running"}})
             return
+        if found.kind == "import":
+            raise ConfigError(
+                f"run {found.id} is an import: what was cut off is begun anew with `chimera runs import`."
+            )
         if found.state not in RESUMABLE:
             raise ConfigError(f"run {found.id} is {found.state}: there is nothing left to do in it.")
         follow(journal, found, detach=detach, json=json)

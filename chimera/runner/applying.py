@@ -103,7 +103,7 @@ def _by_verdicts(journal: Journal, run: Run, trials: Mapping[str, Trial]) -> Cho
     rows = [row for row in journal.verdicts(run.id) if row.metric == "decode_tok_s" and row.candidate in trials]
     if not rows:
         raise ConfigError(
-            f"run {run.id} is a {run.kind} without verdicts: it recommends nothing. Apply a sweep, tune or validate."
+            f"run {run.id} ({run.kind}) has no verdicts: it recommends nothing. Apply a sweep, tune or validate."
         )
     better = sorted((row for row in rows if row.verdict == "better"), key=lambda row: -(row.effect or 0.0))
     if not better:

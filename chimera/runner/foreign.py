@@ -335,9 +335,14 @@ def _read_csv(path: Path, text: str) -> Sheet:
     return Sheet("csv", tuple(rows), tuple(notes), frozenset(columns.values()))
 
 
+_SEPARATOR = re.compile(r"sep=([,;\t])", re.IGNORECASE)
+"""The first line of what some spreadsheets write: what stands between the cells."""
+
+
 def _table(path: Path, text: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     first = text.lstrip().splitlines()[0]
-    delimiter = max(",;\t", key=first.count)
+    told = _SEPARATOR.fullmatch(first.strip(" "))
+    delimiter = told[1] if told else max(",;\t", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
 
     def lines() -> Iterator[tuple[int, list[str]]]:
@@ -352,7 +357,9 @@ def _table(path: Path, text: str) -> tuple[list[str], Iterator[tuple[int, list[s
                 yield reader.line_num, cells
 
     every = lines()
-    _, head = next(every)
+    if told:
+        next(every)
+    _, head = next(every, (0, []))
 
     def checked() -> Iterator[tuple[int, list[str]]]:
         for line, cells in every:
@@ -379,7 +386,7 @@ def _columns(path: Path, head: Sequence[str]) -> tuple[dict[int, str], list[str]
         near = difflib.get_close_matches(name.replace("-", "_").replace(" ", "_"), _COLUMNS, n=1, cutoff=0.85)
         if near:
             raise ConfigError(f"{_name(path)}:1: column {_shown(cell)} is unknown. Did you mean {near[0]}?")
-        ignored.append(_shown(cell))
+        ignored.append(_shown(cell) if name else "one without a name")
     if not found:
         raise ConfigError(
             f"{_name(path)}:1: none of its columns is known. The first line must name them: {', '.join(_COLUMNS)}."
@@ -406,7 +413,8 @@ def _fault(error: ValidationError) -> str:
         "greater_than": f"must be over {context.get('gt')}",
         "less_than_equal": f"must be at most {context.get('le')}",
     }
-    return f"{column} {kinds.get(fault['type'], fault['msg'])}, not {_shown(given)}"
+    point = " with a decimal point" if fault["type"] == "float_parsing" and "," in str(given) else ""
+    return f"{column} {kinds.get(fault['type'], fault['msg'])}{point}, not {_shown(given)}"
 
 
 def _csv_row(line: int, cells: _Cells) -> ForeignRow:

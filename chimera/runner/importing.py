@@ -253,13 +253,14 @@ def _import_rows(
             if config.effective is not None and config.name == config.rank:
                 journal.set_effective(run.id, config.name, config.effective)
         now = time()
+        ended: list[tuple[Session, Sequence[Measurement]]] = []
         for load, session in zip(loads, sessions, strict=True):
-            journal.begin_session(run.id, session)
             timed = [row.timed for row in load.rows if row.measurement is not None]
             kept = [
                 one if told else replace(one, started_at=now) for told, one in zip(timed, load.requests, strict=True)
             ]
-            journal.add_measurements(run.id, session.seq, kept)
+            ended.append((session, kept))
+        journal.add_sessions(run.id, ended)
         fresh = journal.run(run.id)
         journal.set_verdicts(run.id, imported_table(journal, fresh))
         journal.set_findings(run.id, _findings(journal, fresh, plan, loads, reasons, in_rounds))
@@ -786,11 +787,13 @@ def _import_own(journal: Journal, sheet: Sheet, own: OwnRun, title: str, path: P
             of_session: dict[int, list[Measurement]] = {}
             for seq, one in own.measurements:
                 of_session.setdefault(seq, []).append(one)
+            ended: list[tuple[Session, Sequence[Measurement]]] = []
             for session in sorted(own.sessions, key=lambda session: session.seq):
                 if session.state in ("planned", "running"):
                     session = replace(session, state="void", void_reason="interrupted")
-                journal.begin_session(run.id, replace(session, started_at=session.started_at or run.created_at))
-                journal.add_measurements(run.id, session.seq, of_session.get(session.seq, []))
+                session = replace(session, started_at=session.started_at or run.created_at)
+                ended.append((session, of_session.get(session.seq, [])))
+            journal.add_sessions(run.id, ended)
             fresh = journal.run(run.id)
             planned = stage_plans(journal, fresh)
             journal.set_verdicts(run.id, final_verdicts(journal, fresh) if planned else imported_table(journal, fresh))

@@ -204,6 +204,7 @@ class Sketch:
 
     def as_dict(self) -> dict[str, Any]:
         """For `--dry-run --json` and the Tune screen."""
+        runs = self.estimate.sessions > 0  # none where every candidate has the baseline's effect
         return {
             "schema_version": 1,
             "kind": self.kind,
@@ -232,9 +233,9 @@ class Sketch:
             "ruled_out": [{"candidate": name, "reason": reason} for name, reason in self.ruled_out.items()],
             "cohorts": self.plan.cohorts_planned,
             "rounds": {
-                "preflight": self.plan.preflight,
-                "screening": self.plan.screen_rounds if self.plan.screens else 0,
-                "confirmation": self.estimate.rounds if self.plan.confirm else 0,
+                "preflight": self.plan.preflight if runs else 0,
+                "screening": self.plan.screen_rounds if runs and self.plan.screens else 0,
+                "confirmation": self.estimate.rounds if runs and self.plan.confirm else 0,
             },
             "one_load": self.plan.one_load,
             "band": self.plan.band,

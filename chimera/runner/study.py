@@ -75,7 +75,7 @@ def plan_of(journal: Journal, run: Run) -> Plan:
     """
     found = stage_plans(journal, run)
     if not found:
-        raise ConfigError(f"run {run.id} is a {run.kind}: it compares nothing, so there is no plan in it.")
+        raise ConfigError(f"run {run.id} ({run.kind}) compares nothing here, so there is no plan in it.")
     return found[-1][1]
 
 

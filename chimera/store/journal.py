@@ -423,7 +423,17 @@ class Journal:
         Raises:
             JournalError: the run had one with this number.
         """
-        values = {
+        values = self._session_row(run_id, session)
+        try:
+            with self._writing() as connection:
+                connection.execute(insert(schema.session).values(**values))
+        except IntegrityError as error:
+            raise JournalError(
+                f"Session {session.seq} of run {run_id} cannot begin: the run has one with this number, or is deleted."
+            ) from error
+
+    def _session_row(self, run_id: str, session: Session) -> dict[str, Any]:
+        return {
             "run": self._seq(run_id),
             "seq": session.seq,
             "candidate": session.candidate,
@@ -435,12 +445,28 @@ class Journal:
             "ended_at": session.ended_at,
             "facts": session.facts,
         }
+
+    def add_sessions(self, run_id: str, sessions: Sequence[tuple[Session, Sequence[Measurement]]]) -> None:
+        """Keep sessions that have ended elsewhere, each with its requests: all of them or none.
+
+        Raises:
+            JournalError: two have one number, the run had one with it, or a figure that each request has is missing.
+        """
+        rows = [self._session_row(run_id, session) for session, _ in sessions]
+        requests = [
+            {"run": self._seq(run_id), "session": session.seq} | asdict(one)
+            for session, measurements in sessions
+            for one in measurements
+        ]
         try:
             with self._writing() as connection:
-                connection.execute(insert(schema.session).values(**values))
+                for table, values in ((schema.session, rows), (schema.measurement, requests)):
+                    if values:
+                        connection.execute(insert(table), values)
         except IntegrityError as error:
             raise JournalError(
-                f"Session {session.seq} of run {run_id} cannot begin: the run has one with this number, or is deleted."
+                f"The sessions of run {run_id} could not be kept: two have one number, a figure that each request has "
+                "is missing, or the run is deleted."
             ) from error
 
     def end_session(

@@ -103,6 +103,19 @@ def test_the_name_of_a_run_is_in_its_text(ollama: ScriptedOllama) -> None:
     assert "night 1" in chimera("runs", "show").stdout.splitlines()[0]
 
 
+def test_a_sweep_of_one_setting_says_so_in_its_plan_and_ends_well(ollama: ScriptedOllama) -> None:
+    alike = ("sweep", "--server", ollama.url, "--flash-attention", "on,off")
+    plan = chimera(*alike, "--dry-run")
+    assert "every candidate has the baseline's effect: there is nothing to run" in plan.stdout
+    assert "rounds" not in plan.stdout
+    told = json.loads(chimera(*alike, "--dry-run", "--json").stdout)
+    assert (told["estimate"]["sessions"], {*told["rounds"].values()}) == (0, {0})
+    run = chimera(*alike, "--json")
+    assert run.returncode == 0, run.stderr
+    facts = json.loads(run.stdout)
+    assert [(row["candidate"], row["verdict"]) for row in facts["verdicts"]] == [("c1", "same"), ("c2", "same")]
+
+
 def test_a_budget_that_does_not_hold_is_told_before_the_run(ollama: ScriptedOllama) -> None:
     plan = ("sweep", "--server", ollama.url, "--num-thread", "1,2", "--output-tokens", "8", "--prompt-tokens", "8")
     unknown = chimera(*plan, "--budget", "5m", "--dry-run")

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -490,6 +491,9 @@ def test_control_characters_of_a_file_reach_no_terminal(journal: Journal, tmp_pa
         ("num_gpu,decode_tok_s\n1,2\nmany,2\n", ":3: column num_gpu must be a whole number, not 'many'"),
         ("num_gpu,decode_tok_s\n1,nan\n", ":2: column decode_tok_s"),
         ("num_gpu,decode_tok_s\n1,inf\n", ":2: column decode_tok_s"),
+        ("num_gpu;decode_tok_s\n1;3,5\n", ":2: column decode_tok_s must be a number with a decimal point, not '3,5'"),
+        ("sep=;\n", "none of its columns"),
+        ("sep=;\nnum_gpu;decode_tok_s\n1;x\n", ":3: column decode_tok_s must be a number, not 'x'"),
         ("num_gpu,decode_tok_s\n1,-3\n", ":2: column decode_tok_s must be at least 0"),
         ("num_gpu,decode_tok_s\n-7,3\n", ":2: column num_gpu must be from -1"),
         ("num_gpu,decode_tok_s\n" + "9" * 5000 + ",3\n", ":2: column num_gpu"),
@@ -528,13 +532,49 @@ def test_a_file_that_is_no_text_is_refused(journal: Journal, tmp_path: Path) -> 
         import_file(journal, tmp_path)
 
 
-def test_semicolons_a_byte_order_mark_and_unknown_columns_do_no_harm(journal: Journal, tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "sep=;\r\n"])
+def test_semicolons_a_byte_order_mark_and_unknown_columns_do_no_harm(
+    journal: Journal, tmp_path: Path, before: str
+) -> None:
     path = tmp_path / "sheet.csv"
-    lines = ["\ufeffnum_gpu;weather;role;decode_tok_s", *(f"{g};sunny;measure;100" for _ in range(4) for g in (1, 2))]
+    head = f"\ufeff{before}num_gpu;weather;role;decode_tok_s;"
+    lines = [head, *(f"{g};sunny;measure;100;" for _ in range(4) for g in (1, 2))]
     path.write_text("\r\n".join(lines), encoding="utf-8")
     imported = import_file(journal, path)
     assert _words(journal, imported) == {"c1": "same"}
-    assert any("weather" in note for note in imported.notes)
+    assert any("'weather', one without a name" in note for note in imported.notes)
+
+
+def test_a_large_file_is_kept_in_few_transactions(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    writing = journal._writing
+
+    @contextmanager
+    def counted() -> Iterator[Any]:
+        written.append(1)
+        with writing() as connection:
+            yield connection
+
+    monkeypatch.setattr(journal, "_writing", counted)
+    path = tmp_path / "large.csv"
+    path.write_text("num_gpu,decode_tok_s\n" + "".join(f"{1 + n % 2},{100 + n % 7}\n" for n in range(2000)))
+    imported = import_file(journal, path)
+    assert len(journal.sessions(imported.run.id)) == 2000
+    assert len(journal.measurements(imported.run.id)) == 2000
+    assert len(written) < 20
+
+
+def test_an_import_that_was_cut_off_is_not_resumed(journal: Journal, tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("num_gpu,decode_tok_s\n1,100\n2,100\n")
+    run = import_file(journal, path).run
+    journal.set_state(run.id, "running")
+    assert journal.run(run.id).state == "crashed"
+    done = _chimera("resume", run.id)
+    assert done.returncode == 2
+    assert "begun anew with `chimera runs import`" in done.stderr
 
 
 # ---- llama-bench -----------------------------------------------------------------------------------------------------

@@ -361,6 +361,19 @@ async def test_two_answers_are_read_side_by_side(size: tuple[int, int], line: Ca
         await until(pilot, lambda: isinstance(app.screen, Tune))
 
 
+async def test_answers_are_shown_also_where_the_server_could_not_be_put_back(line: Callable[..., Line]) -> None:
+    line((3, ANSWERS, "the settings of http://127.0.0.1:9 could not be put back: nobody answers.\n"))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison("done", **DONE)))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("o", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Outputs))
+        assert "Light is scattered." in screen_text(app)
+        assert "could not be put back" in notes(app)
+
+
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:
     asked = line((0, PLAN, ""))
     app = QuietApp(UiOptions(embedded=True, read_only=True))

@@ -415,7 +415,7 @@ def answered(app: ChimeraApp, said: Said) -> None:
     """Show two answers."""
     if said.code not in {0, 1} or not said.out:
         app.tell(said.problem, "error")
-    if said.out:  # also where the server could not be put back after both answers
+    if said.out and said.code in {0, 1, 3}:  # 3: the server could not be put back after both answers
         app.push_screen(Outputs(said.document))
 
 
