@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -37,14 +37,6 @@ GEMMA = Knowledge(
     ModelInfo("gemma3:latest", block_count=34, trained_ctx=131072, vision=True),
     ModelInfo("gemma3:latest", block_count=34, trained_ctx=131072, vision=True),
 )
-
-
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
-    with Journal.open() as opened:
-        yield opened
 
 
 # ---- a sweep of our own, exported and imported again -------------------------------------------------------------
