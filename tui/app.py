@@ -182,7 +182,8 @@ class ChimeraApp(App[None]):
         feeds.begin("inspection", self.post, lambda: feeds.inspect(self.post, target))
 
     @on(Worker.StateChanged)
-    def _thread_changed(self, event: Worker.StateChanged) -> None:
+    def worker_changed(self, event: Worker.StateChanged) -> None:
+        """Tell a defect in what the app has begun, or one of its screens: this message goes no way up by itself."""
         if event.state == WorkerState.ERROR:
             self.tell(f"{event.worker.group} has ended by a defect: {event.worker.error!r}", "error")
 
@@ -235,7 +236,7 @@ class ChimeraApp(App[None]):
     @on(Worked)
     def _worked(self, message: Worked) -> None:
         was_working = self.state.at_work is not None
-        self.state.busy, self.state.busy_with = message.run, message.progress
+        self.state.hear(message.run, message.progress)
         self._watch()
         if (self.state.at_work is not None) is not was_working:
             self.refresh_bindings()
@@ -412,7 +413,7 @@ class ChimeraApp(App[None]):
         """Ask what has to be asked, then hand the run to a worker."""
         target = self.state.target
         assert target is not None
-        after: str | None = None
+        chosen: str | None = None
         current = self.state.at_work
         if current is not None:
             chosen = await self.push_screen_wait(
@@ -428,9 +429,6 @@ class ChimeraApp(App[None]):
             )
             if chosen not in {"queue", "replace"}:
                 return
-            after = current.id
-            if chosen == "replace":
-                self.journal.do(partial(requests.send, run_id=current.id, command="stop"))
         loads = preset.options.as_dict().keys() & LOAD_OPTIONS
         if target.kind == "ollama" and loads and not self.state.reload_agreed:
             names = ", ".join(sorted(loads))
@@ -449,16 +447,22 @@ class ChimeraApp(App[None]):
             if yes != "yes":
                 return
             self.state.reload_agreed = True
+        if current is not None and chosen == "replace":
+            self.journal.do(partial(requests.send, run_id=current.id, command="stop"))
+        after = current.id if current is not None else None
         target = requests.agreed(target, self.state.reload_agreed)
-        self.tell(f"starting “{preset.title}” …")
-        self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after))
+        show = chosen != "queue"
+        self.tell(f"starting “{preset.title}” …" if show else f"“{preset.title}” comes next")
+        self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after, show=show))
 
     def action_pause(self) -> None:
         """Pause or resume the run that is worked on."""
         run = self.state.at_work
         if self.may_not("pause a run") or run is None:
             return
-        command: Literal["pause", "resume"] = "resume" if run.state == "paused" else "pause"
+        # The request in flight is finished first: until then this run looks as it did, and the key means the opposite.
+        command: Literal["pause", "resume"] = "resume" if self.state.paused(run) else "pause"
+        self.state.steered = (run.id, run.state, command)
         if not self.state.running:
             self.tell(f"{command} of run {run.id}, which is not the one on the screen", "notice")
         self.journal.do(partial(requests.send, run_id=run.id, command=command))

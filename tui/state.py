@@ -31,6 +31,12 @@ RECENT = 600
 STARTS = 20
 
 
+def _same(one: str | None, other: str | None) -> bool:
+    from chimera.backends.address import same_server
+
+    return same_server(one, other)
+
+
 def _key(target: Target) -> Known:
     return (target.kind, target.url, target.model)
 
@@ -81,6 +87,8 @@ class LiveState:
     draft: Draft = field(default_factory=Draft)
     figures: dict[Ended, Mapping[str, Any]] = field(default_factory=dict)
     """Of runs with several agents that have ended; nothing where none could be computed."""
+    steered: tuple[str, RunState, str] | None = None
+    """The run that was last paused or resumed here, its state then, and which of both; None once that has shown."""
     working: dict[str, str] = field(default_factory=dict)
     """Commands of our own that have not ended, by name, with what to say of them to somebody who leaves."""
     reload_agreed: bool = False
@@ -103,6 +111,12 @@ class LiveState:
             return followed if self.running else None
         return self.busy
 
+    def paused(self, run: Run) -> bool:
+        """A run waits, or will as soon as its request has ended: what was last asked of it counts."""
+        if self.steered is not None and self.steered[:2] == (run.id, run.state):
+            return self.steered[2] == "pause"
+        return run.state == "paused"
+
     @property
     def timing(self) -> bool:
         """A request of ours is in flight: what costs much waits."""
@@ -120,7 +134,7 @@ class LiveState:
         """The followed run tells more of the server than what was asked before it."""
         if self.update is None or self.update.run.server is None:
             return False
-        return self.running or self.target is None or self.update.run.target.url == self.target.url
+        return self.running or self.target is None or _same(self.update.run.target.url, self.target.url)
 
     @property
     def _here(self) -> Loaded:
@@ -135,7 +149,7 @@ class LiveState:
             return self.update.run.server
         if self.target is None:
             return None
-        known = self._here.server or next((one for one in self.servers if one.url == self.target.url), None)
+        known = self._here.server or next((one for one in self.servers if _same(one.url, self.target.url)), None)
         return known or ServerInfo(self.target.kind, self.target.url or "")
 
     @property
@@ -179,6 +193,16 @@ class LiveState:
         """Take in what a server told."""
         self.inspected[_key(target)] = loaded
 
+    def hear(self, run: Run | None, progress: Progress | None) -> None:
+        """Take in which run is worked on."""
+        self.busy, self.busy_with = run, progress
+        self._settle(run)
+
+    def _settle(self, run: Run | None) -> None:
+        """What was asked of this run has shown, or something else has."""
+        if self.steered is not None and run is not None and run.id == self.steered[0] and run.state != self.steered[1]:
+            self.steered = None
+
     def new_marks(self) -> list[Mark]:
         """Moments for the charts that were not handed out before."""
         marks = self.book.marks
@@ -192,6 +216,7 @@ class LiveState:
         if other:
             self.measurements = []
         self.update = update
+        self._settle(update.run)
         self.measurements += [row.measurement for row in update.new]
         return other
 
