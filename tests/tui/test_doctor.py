@@ -300,6 +300,24 @@ async def test_engines_that_are_started_for_others_are_kept_for_the_doctor() -> 
         assert not app.state.starts
 
 
+async def test_engines_that_a_command_of_ours_makes_the_server_start_are_not_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(commands, "ask_chimera", lambda *arguments: Said(0, str(answers.wait(10)), ""))
+    app = QuietApp()
+    start = EngineStart(1.0, 7, {"-c": "4096"})
+    async with app.run_test() as pilot:
+        assert app.command("answers", "outputs", then=lambda said: None, goes_on="Two settings answer a prompt")
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await pilot.pause()
+        assert not app.state.starts
+        answers.set()
+        await until(pilot, lambda: not app.state.working)
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await until(pilot, lambda: list(app.state.starts) == [start])
+
+
 async def test_without_a_journal_this_moment_is_examined_all_the_same_and_what_is_missing_is_said_once(
     begun: list[tuple[str, Callable[[], None]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -320,7 +320,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         from chimera.runner.cure import cures
 
         finding, run = self.chosen, self.run
-        if self._may_not() or finding is None:
+        if self.chimera.may_not("start a run") or finding is None:
             return
         every: Sequence[Cure] = cures(self.of_run or ())
         mine = [one for one in every if one.finding == finding]
@@ -330,11 +330,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if run.state not in ENDED:
             self.notify(f"Run {run.id} goes on: a remedy is tried when it has ended.", markup=False)
             return
-        if self.chimera.must_wait("a remedy is tried"):
-            return
         asks = run.target.kind not in {"embedded"} and run.target.url is not None and not self._state.reload_agreed
         warning = " The server reloads its model for it; its settings are put back at the end." if asks else ""
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a remedy is tried",
             Ask(
                 f"{finding.title}. Measure before and after, in turn?{warning}",
                 (
@@ -343,30 +342,30 @@ verdict says whether it helped. Nothing here means that nothing was seen.
                     Answer("n", "no", "leave things as they are"),
                 ),
                 title="Try a remedy",
-            )
+            ),
         )  # fmt: skip
-        if answer is None or answer == "no":
+        if answer is None:
             return
         self._state.reload_agreed = self._state.reload_agreed or asks
-        self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
-        self.chimera.command(
+        begun = self.chimera.command(
             "remedy", "doctor", run.id, "--apply", answer, "--detach", "--json", "--yes",
             then=self.chimera.begun, goes_on="A remedy is being started",
         )  # fmt: skip
-        self.dismiss()
+        if begun:
+            self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
+            self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_heat(self) -> None:
         """The thermal check, after one question."""
         target = self._state.target
-        if self._may_not():
+        if self.chimera.may_not("start a run"):
             return
         if target is None:
             self.notify("No heat check now. No server: press m to pick one.", markup=False)
             return
-        if self.chimera.must_wait("a heat check can start"):
-            return
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a heat check can start",
             Ask(
                 "Load the server without a pause, and watch temperature, clocks, power and rate. For how long?",
                 (
@@ -376,21 +375,17 @@ verdict says whether it helped. Nothing here means that nothing was seen.
                     Answer("n", "no", "not now"),
                 ),
                 title="Heat check",
-            )
+            ),
         )
-        if answer in {None, "no"}:
+        if answer is None:
             return
-        self.chimera.tell(f"heat check of {answer} minutes …")
-        self.chimera.command(
-            "heat check", "doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target),
+        begun = self.chimera.command(
+            "heat check", "doctor", "--thermal", "--minutes", answer, "--detach", "--json", *_place(target),
             then=self.chimera.begun, goes_on="A heat check is being started",
         )  # fmt: skip
-        self.dismiss()
-
-    def _may_not(self) -> bool:
-        if self.chimera.options.read_only:
-            self.notify("--read-only: this UI cannot start a run.", severity="warning")
-        return self.chimera.options.read_only
+        if begun:
+            self.chimera.tell(f"heat check of {answer} minutes …")
+            self.dismiss()
 
     def action_bundle(self) -> None:
         """Write the evidence for a bug report into the current folder."""

@@ -200,7 +200,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def action_compare(self) -> None:
         """Measure the preset under the cursor against the server's defaults: the plan first."""
         preset, target = self.chosen, self._state.target
-        if preset is None or self._state.working.keys() & WAITS or self.chimera.may_not("start a comparison"):
+        if preset is None or self.chimera.may_not("start a comparison"):
             return
         if target is None:
             self.notify("No server: press m to pick one.", markup=False)
@@ -237,13 +237,14 @@ the server clamps; presets with the same effect on this model are named. Its aut
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def _start(self, preset: Preset, target: Target, asked: Sequence[str], drawn: Mapping[str, Any]) -> None:
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a comparison can start",
             Ask(question(preset, drawn, target.kind == "ollama"), (
                 Answer("y", "yes", "start it: it goes on when you leave"),
                 Answer("n", "no", "leave things as they are"),
-            ), title="Against the default")
+            ), title="Against the default"),
         )  # fmt: skip
-        if answer != "yes" or self.chimera.must_wait("a comparison can start"):  # one may have begun meanwhile
+        if answer is None:
             return
         self._state.reload_agreed |= target.kind == "ollama"  # of which alone the question spoke
         self.chimera.command(

@@ -339,14 +339,15 @@ repeated. `e` writes every request into a file.
         if run is None:
             return
         if run.state in RESUMABLE and not self.chimera.options.read_only:
-            other = self._state.at_work
+            other, engaged = self._state.at_work, self.chimera.engaged
+            waits_for = f"Run {other.id} goes on" if other is not None else engaged[0] if engaged is not None else ""
             answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
-            if other is not None:
+            if waits_for:
                 answers = []  # two at once would measure each other
             answer = await self.app.push_screen_wait(
                 Ask(
                     f"Run {run.id} is {run.state}."
-                    + (f" Run {other.id} goes on: this one can be resumed when that has ended." if other else ""),
+                    + (f" {waits_for}: this one can be resumed when that has ended." if waits_for else ""),
                     (*answers, Answer("s", "show", "only show it on the dashboard"), Answer("n", "no", "neither")),
                     title="Resume",
                 )
@@ -354,12 +355,15 @@ repeated. `e` writes every request into a file.
             if answer not in {"yes", "show"}:
                 return
             if answer == "yes":
+                if self.chimera.must_wait("it can be resumed"):  # something may have begun meanwhile
+                    return
                 feed = self.chimera.journal
+                self._state.draft.left = None
                 self.chimera.tell(f"resuming run {run.id} …")
                 feed.do(lambda journal: requests.resume(journal, feed, run.id))
                 self.dismiss()
                 return
-        self.chimera.journal.follow(run.id, stay=True)
+        self.chimera.follow(run.id, stay=True)
         self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
@@ -384,6 +388,7 @@ repeated. `e` writes every request into a file.
             self.chimera.command(
                 f"export to {path.name}", "runs", "export", run.id, "--format", form, "--output", str(path),
                 then=partial(exported, self.chimera, run.id, path), goes_on=f"Run {run.id} is being written to a file",
+                engine=False,
             )  # fmt: skip
 
 
