@@ -93,6 +93,8 @@ async def test_a_healthy_run_is_silent(begun: list[object]) -> None:
         assert "Findings" not in screen_text(app), "the dashboard has no panel for nothing"
         await pilot.press("d")
         await until(pilot, lambda: "nothing was found" in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: "no remedy to try" in notes(app))
 
 
 async def test_a_finding_shows_on_the_dashboard_too(begun: list[object]) -> None:

@@ -539,25 +539,25 @@ async def test_a_list_that_a_filter_makes_shorter_grows_from_its_end_again(
     """The cursor stood on the last row of the first page, and a key that cannot move it asked for no more."""
     from chimera.tui.screens import runs
 
-    monkeypatch.setattr(runs, "PAGE", 20)
-    for number in range(50):
+    monkeypatch.setattr(runs, "PAGE", 30)
+    for number in range(70):
         new_run(journal, "run", name=f"night {number}" if number % 10 else "day")
     app = QuietApp()
     async with app.run_test(size=(80, 24)) as pilot:
         screen = await opened(app, pilot, journal)
         listing = screen.query_one(Listing)
-        await until(pilot, lambda: len(listing._keys) == 20)
+        await until(pilot, lambda: len(listing._keys) == 30)
         await pilot.press("end")
-        await until(pilot, lambda: len(listing._keys) >= 40)
+        await until(pilot, lambda: len(listing._keys) == 60)
         await pilot.press("end")
-        await until(pilot, lambda: len(listing._keys) == 50)
+        await until(pilot, lambda: len(listing._keys) == 70)
         await pilot.press("end", "slash")
         screen.query_one("#filter", Input).value = "night"
         await pilot.press("enter")
         for _ in range(3):
             await until(pilot, lambda: not screen._reading and not screen._next)
             await pilot.press("end")
-        await until(pilot, lambda: len(listing._keys) == 45)
+        await until(pilot, lambda: len(listing._keys) == 63)
 
 
 async def test_a_page_that_is_read_again_and_is_the_same_paints_nothing(

@@ -320,7 +320,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         from chimera.runner.cure import cures
 
         finding, run = self.chosen, self.run
-        if self.chimera.may_not("start a run") or finding is None:
+        if self.chimera.may_not("start a run"):
+            return
+        if finding is None:
+            self.notify("Nothing was found, so there is no remedy to try.", markup=False)
             return
         every: Sequence[Cure] = cures(self.of_run or ())
         mine = [one for one in every if one.finding == finding]
@@ -411,7 +414,7 @@ def _key(finding: Finding) -> tuple[str, str, int | None]:
 
 def _row(finding: Finding) -> str:
     sign, _ = SIGNS[finding.severity]
-    since = "" if finding.since is None else f"  since {format.clock(finding.since, with_seconds=False)}"
+    since = "" if finding.since is None else f"  since\u00a0{format.clock(finding.since, with_seconds=False)}"
     return f"{sign} {WORDS[finding.severity]:8} {plain(finding.title)}{since}"
 
 
