@@ -5,14 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import filelock
 import platformdirs
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from chimera.store.journal import Journal
 
 # Containers often forbid bytecode; the hundreds of processes started here would each compile every package anew, which
 # doubles the time of the whole suite.
@@ -89,6 +92,19 @@ class _Room:
 
 
 _ROOM = _Room()
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
+    """The journal, and a folder of presets, as every process finds them that a test starts: in a place of their own."""
+    from chimera.store.journal import Journal
+
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    monkeypatch.delenv("OLLAMA_HOST", raising=False)
+    with Journal.open() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from threading import Thread
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from textual import on, work
 from textual.app import App, SystemCommand
@@ -43,7 +43,10 @@ from .messages import (
     Worked,
 )
 from .screens.dashboard import Dashboard
-from .state import OVER, Ended, LiveState
+from .state import OVER, Ended, LiveState, Work
+
+if TYPE_CHECKING:
+    from .screens.ask import Ask
 
 
 def open_ui(options: UiOptions) -> int:
@@ -59,6 +62,7 @@ def open_ui(options: UiOptions) -> int:
 
 
 IDLE_PAINT_S = 0.95
+FIGURES = "computation of figures"
 NOTES: dict[str, Literal["information", "warning", "error"]] = {
     "notice": "information",
     "warn": "warning",
@@ -160,7 +164,9 @@ class ChimeraApp(App[None]):
         """Ask a server for its models."""
         feeds.begin("list of models", self.post, lambda: feeds.list_models(self.post, server))
 
-    def command(self, name: str, *arguments: str, then: Callable[[Said], object], goes_on: str = "") -> bool:
+    def command(
+        self, name: str, *arguments: str, then: Callable[[Said], object], goes_on: str = "", engine: bool = True
+    ) -> bool:
         """Ask our own command line, in a process which no screen's end ends.
 
         Args:
@@ -168,13 +174,15 @@ class ChimeraApp(App[None]):
             arguments: As they are typed.
             then: Gets what it said, in the app; the screen that asked may have gone by then.
             goes_on: What to say of it to somebody who leaves meanwhile.
+            engine: It loads an engine or begins a run.
 
         Returns:
-            Whether it was begun: another one of this name may be at work.
+            Whether it was begun: another one of this name may be at work, which is then said.
         """
         if name in self.state.working:
+            self.notify(f"The {plain(name)} is still at work.", markup=False)
             return False
-        self.state.working[name] = goes_on
+        self.state.working[name] = Work(goes_on, engine)
         feeds.begin(name, self.post, lambda: self.post(Answered(name, commands.ask_chimera(*arguments), then)))
         return True
 
@@ -182,7 +190,8 @@ class ChimeraApp(App[None]):
         feeds.begin("inspection", self.post, lambda: feeds.inspect(self.post, target))
 
     @on(Worker.StateChanged)
-    def _thread_changed(self, event: Worker.StateChanged) -> None:
+    def worker_changed(self, event: Worker.StateChanged) -> None:
+        """Tell a defect in what the app has begun, or one of its screens: this message goes no way up by itself."""
         if event.state == WorkerState.ERROR:
             self.tell(f"{event.worker.group} has ended by a defect: {event.worker.error!r}", "error")
 
@@ -193,7 +202,7 @@ class ChimeraApp(App[None]):
         state = self.state
         state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
         state.recent.append(message.snapshot)
-        if state.at_work is None:  # else they are those of a run of ours
+        if state.engaged is None:  # else they are those of work of ours
             state.starts += message.starts
         state.book.own_pids = frozenset(state.watched.engine_pids)
         for alert in state.book.see(message.snapshot):
@@ -235,7 +244,7 @@ class ChimeraApp(App[None]):
     @on(Worked)
     def _worked(self, message: Worked) -> None:
         was_working = self.state.at_work is not None
-        self.state.busy, self.state.busy_with = message.run, message.progress
+        self.state.hear(message.run, message.progress)
         self._watch()
         if (self.state.at_work is not None) is not was_working:
             self.refresh_bindings()
@@ -286,7 +295,7 @@ class ChimeraApp(App[None]):
                 title="Settings left behind",
             )
         )
-        if answer == "yes":
+        if answer == "yes" and not self.must_wait("they can be put back"):
             self.journal.do(
                 lambda journal: requests.put_back(journal, message.run_id, message.server_url, self._say_later)
             )
@@ -313,8 +322,13 @@ class ChimeraApp(App[None]):
         except (ValueError, LookupError, TypeError):
             self.tell(said.problem, "error")
             return None
-        self.journal.follow(run_id)
+        self.follow(run_id)
         return run_id
+
+    def follow(self, run_id: str, *, stay: bool = False) -> None:
+        """Show this run from now on, whatever was turned away from before; with `stay` also after its end."""
+        self.state.draft.left = None
+        self.journal.follow(run_id, stay=stay)
 
     def figures_of(self, run: Run) -> Mapping[str, Any] | None:
         """What each agent got in a run that has ended; None until that is computed, which waits for a quiet moment.
@@ -324,8 +338,9 @@ class ChimeraApp(App[None]):
         if run.state not in OVER:
             return None
         end = (run.id, run.state, run.ended_at)
-        if end not in self.state.figures and self.state.at_work is None:
-            self.command("figures", "runs", "show", run.id, "--json", then=partial(self._figured, end))
+        if end not in self.state.figures and self.state.at_work is None and FIGURES not in self.state.working:
+            then = partial(self._figured, end)
+            self.command(FIGURES, "runs", "show", run.id, "--json", then=then, engine=False)
         return self.state.figures.get(end)
 
     def _figured(self, end: Ended, said: Said) -> None:
@@ -404,6 +419,8 @@ class ChimeraApp(App[None]):
         if self.state.target is None:
             self.notify(f"{plain(self.state.explanation)} Press m to pick one.", severity="warning", markup=False)
             return False
+        if self.state.at_work is None and self.must_wait("a preset can run"):
+            return False
         self._start(preset)
         return True
 
@@ -412,7 +429,7 @@ class ChimeraApp(App[None]):
         """Ask what has to be asked, then hand the run to a worker."""
         target = self.state.target
         assert target is not None
-        after: str | None = None
+        chosen: str | None = None
         current = self.state.at_work
         if current is not None:
             chosen = await self.push_screen_wait(
@@ -428,9 +445,6 @@ class ChimeraApp(App[None]):
             )
             if chosen not in {"queue", "replace"}:
                 return
-            after = current.id
-            if chosen == "replace":
-                self.journal.do(partial(requests.send, run_id=current.id, command="stop"))
         loads = preset.options.as_dict().keys() & LOAD_OPTIONS
         if target.kind == "ollama" and loads and not self.state.reload_agreed:
             names = ", ".join(sorted(loads))
@@ -449,16 +463,25 @@ class ChimeraApp(App[None]):
             if yes != "yes":
                 return
             self.state.reload_agreed = True
+        # It waits for a run that was asked about; beside what has begun since, or is no run, it is not started.
+        if (current is None or self.state.at_work is None) and self.must_wait("a preset can run"):
+            return
+        if current is not None and chosen == "replace":
+            self.journal.do(partial(requests.send, run_id=current.id, command="stop"))
+        after = current.id if current is not None else None
         target = requests.agreed(target, self.state.reload_agreed)
-        self.tell(f"starting “{preset.title}” …")
-        self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after))
+        show = chosen != "queue"
+        self.tell(f"starting “{preset.title}” …" if show else f"“{preset.title}” comes next")
+        self.journal.do(lambda journal: requests.start(journal, self.journal, target, preset, after, show=show))
 
     def action_pause(self) -> None:
         """Pause or resume the run that is worked on."""
         run = self.state.at_work
         if self.may_not("pause a run") or run is None:
             return
-        command: Literal["pause", "resume"] = "resume" if run.state == "paused" else "pause"
+        # The request in flight is finished first: until then this run looks as it did, and the key means the opposite.
+        command: Literal["pause", "resume"] = "resume" if self.state.paused(run) else "pause"
+        self.state.steered = (run.id, run.state, command)
         if not self.state.running:
             self.tell(f"{command} of run {run.id}, which is not the one on the screen", "notice")
         self.journal.do(partial(requests.send, run_id=run.id, command=command))
@@ -539,7 +562,7 @@ class ChimeraApp(App[None]):
 
                 if ends_with_login():
                     self.farewell += "\nThis system ends your processes at logout: the run ends with your login."
-        goes_on = [f"{words}." for words in self.state.working.values() if words]
+        goes_on = [f"{one.goes_on}." for one in self.state.working.values() if one.goes_on]
         self.farewell = "\n".join([*self.farewell.splitlines(), *goes_on])
         self.exit()
 
@@ -549,12 +572,34 @@ class ChimeraApp(App[None]):
             self.notify(f"--read-only: this UI cannot {what}.", severity="warning")
         return self.options.read_only
 
+    @property
+    def engaged(self) -> tuple[str, str] | None:
+        """What is at work on an engine here, as the state has it, or what the journal's thread has not begun yet."""
+        if self.state.engaged is None and self.journal.busy:  # a run is created or resumed, or a server is put back
+            return "What you asked for before is being done", "that"
+        return self.state.engaged
+
     def must_wait(self, what: str) -> bool:
-        """A run is worked on, which would be disturbed, which is then said."""
-        run = self.state.at_work
-        if run is not None:
-            self.notify(f"A run goes on: {what} when {run.id} has ended.", markup=False)
-        return run is not None
+        """Something is at work on an engine here and would be disturbed, which is then said."""
+        engaged = self.engaged
+        if engaged is not None:
+            self.notify(f"{engaged[0]}: {what} when {engaged[1]} has ended.", markup=False)
+        return engaged is not None
+
+    async def ask_to_begin(self, what: str, question: Ask) -> str | None:
+        """Ask before something is begun that needs an engine to itself.
+
+        Args:
+            what: Can be done only when nothing else is at work: neither as it is asked nor as it is answered.
+            question: Its answer `no` is one.
+
+        Returns:
+            The answer; None for a no, and for what has to wait.
+        """
+        if self.must_wait(what):
+            return None
+        answer = await self.push_screen_wait(question)
+        return None if answer in {None, "no"} or self.must_wait(what) else answer
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """The command palette: Textual's own, and ours."""

@@ -47,6 +47,8 @@ ACTIVE: frozenset[RunState] = frozenset({"running", "paused", "queued"})
 """States of a run that is being worked on."""
 LEAVE_S, CLOSE_S = 2.0, 0.3
 """Longest wait at the end for what the journal was asked to do, and for it to close where it was asked nothing."""
+TOLD_S = 60.0
+"""Between two words of one and the same failure that stays."""
 
 
 def begin(name: str, post: Post, work: Callable[[], None]) -> threading.Thread:
@@ -140,6 +142,10 @@ class JournalFeed:
         self._woken = threading.Event()
         self._opened = threading.Event()
         self._journal: Journal | None = None
+        self.problem = ""
+        """Why there is no journal."""
+        self._following = threading.Lock()
+        """Held where what is followed is chosen: the app's word must not be lost between a look and its outcome."""
         self._follow: str | None = None
         self._stay = False
         self._follower: Follower | None = None
@@ -148,11 +154,15 @@ class JournalFeed:
         self._worked: Worked | None = None
         self._worked_at = float("-inf")
         self._changes: int | None = None
+        self._failed: dict[str, float] = {}
+        """Why looks failed, and when that was told."""
 
     def do(self, work: Callable[[Journal], None]) -> None:
         """Do something with the journal, soon, off the UI's thread; what it raises is told."""
         self._asked.put(work)
         self._woken.set()
+        if self.problem:
+            self._post(Told(self.problem, "error"))
 
     def read(self, name: str, work: Callable[[Journal], None], then: Callable[[], object] = lambda: None) -> None:
         """Read for a screen, in a thread of its own: nothing that is done or followed waits for it, nor it for that.
@@ -172,20 +182,29 @@ class JournalFeed:
 
         begin(name, self._post, guarded)
 
-    def ready(self, journal: Journal | None) -> None:
-        """Screens can read from this journal; None: there is none to read from."""
-        self._journal = journal
+    def ready(self, journal: Journal | None, problem: str = "") -> None:
+        """Screens can read from this journal; None: there is none to read from, and why."""
+        self._journal, self.problem = journal, problem
         self._opened.set()
 
     @property
     def busy(self) -> bool:
-        """Something that was asked for is not done yet."""
-        return self._doing or not self._asked.empty()
+        """Something that was asked for is not done yet, and will be."""
+        return not self.problem and (self._doing or not self._asked.empty())
 
     def follow(self, run_id: str | None, *, stay: bool = False) -> None:
         """Show this run from now on; with `stay` also after its end, while another one goes on."""
-        self._follow, self._stay = run_id, stay
+        with self._following:
+            self._follow, self._stay = run_id, stay
         self._woken.set()
+
+    def _pick_up(self, run_id: str | None, shown: str | None) -> bool:
+        """Show a run that nobody asked for; False where the app has asked for another one than was shown by then."""
+        with self._following:
+            if self._follow != shown or self._stay:
+                return False
+            self._follow = run_id
+            return True
 
     def leave(self) -> None:
         """End, after what was asked for."""
@@ -198,67 +217,104 @@ class JournalFeed:
             from chimera.store.journal import Journal
 
             journal = Journal.open()
-        except ChimeraError as error:
-            self._post(Told(str(error), "error"))
-            self.ready(None)
+        except Exception as error:  # noqa: BLE001 - whatever it is, screens must not wait for a journal
+            problem = _words(error)
+            self._post(Told(problem, "error"))
+            self.ready(None, problem)
             return
         self.ready(journal)
         try:
-            self._follow = self._follow or _first(journal)
-            for left in journal.unrestored():
-                self._post(LeftChanged(left.run, left.server_url))
+            begun = False
             while not self._left:
                 self._woken.clear()
+                begun = begun or self._look(self._begin, journal)
                 self._serve(journal)
                 self._woken.wait(JOURNAL_S)
             self._serve(journal)  # what was asked for with the last key
         finally:
             journal.close()
 
-    def _serve(self, journal: Journal) -> None:
-        try:
-            while not self._asked.empty():
-                self._doing = True  # before it is taken out, so that `busy` never misses it
-                self._asked.get()(journal)
-            self._doing = False
-            if self._follow != (self._follower.run_id if self._follower else None):
-                from chimera.runner.follow import Follower
+    def _begin(self, journal: Journal) -> None:
+        """What is done once: find out what to show, and what was left behind."""
+        if self._follow is None:
+            self._pick_up(_first(journal), None)
+        for left in journal.unrestored():
+            self._post(LeftChanged(left.run, left.server_url))
 
-                self._follower = Follower(journal, self._follow) if self._follow else None
-                self._state = None
-            if self._follower is not None:
-                update = self._follower.look()
-                if update is not None:
-                    self._post(RunChanged(update))
-                    ended = self._state in ACTIVE and update.run.state not in ACTIVE
-                    self._state = update.run.state
-                    if ended:
-                        self._worked_at = float("-inf")  # what is worked on now is another one
-            self._see_work(journal)
-        except ChimeraError as error:
-            self._doing = False
-            self._post(Told(str(error), "error"))
+    def _serve(self, journal: Journal) -> None:
+        while not self._asked.empty():
+            self._doing = True  # before it is taken out, so that `busy` never misses it
+            work = self._asked.get()
+            try:
+                work(journal)
+            except Exception as error:  # noqa: BLE001 - the edge of the thread: what comes after it is done all the same
+                self._post(Told(_words(error), "error"))
+        self._doing = False
+        self._look(self._see_run, journal)
+        self._look(self._see_work, journal)
+
+    def _look(self, look: Callable[[Journal], None], journal: Journal) -> bool:
+        """Look at something; False where that failed, which is told now and then while it stays so."""
+        try:
+            look(journal)
+        except Exception as error:  # noqa: BLE001 - the edge of the thread: the next look may succeed
+            words, now = _words(error), time.monotonic()
+            self._failed = {told: at for told, at in self._failed.items() if now - at < TOLD_S}
+            if words not in self._failed:
+                self._failed[words] = now
+                self._post(Told(words, "error"))
+            return False
+        return True
+
+    def _see_run(self, journal: Journal) -> None:
+        """Tell what is new of the followed run."""
+        wanted = self._follow
+        if wanted is None:
+            return
+        from chimera.runner.follow import Follower
+
+        if self._follower is None or self._follower.run_id != wanted:
+            self._follower, self._state = Follower(journal, wanted), None
+        try:
+            update = self._follower.look()
+        except Exception:
+            self._follower = Follower(journal, wanted)  # that one may have passed over what it could not tell
+            raise
+        if update is not None:
+            self._post(RunChanged(update))
+            ended = self._state in ACTIVE and update.run.state not in ACTIVE
+            self._state = update.run.state
+            if ended:
+                self._worked_at = float("-inf")  # what is worked on now is another one
 
     def _see_work(self, journal: Journal) -> None:
         """Tell which run is worked on, whoever started it; show it where nothing that goes on is shown."""
         now, before = time.monotonic(), self._worked
         if now - self._worked_at < WORK_S:
             return
+        shown = self._follower.run_id if self._follower is not None else None
         self._worked_at, changes = now, journal.changes()
         # A worker that dies writes nothing: what was worked on is looked at again in any case.
         if before is not None and before.run is None and changes == self._changes:
             return
-        self._changes = changes
         run = _worked_on(journal)
         progress = journal.progress(run.id) if run is not None and run.state == "running" else None
+        self._changes = changes
         worked = Worked(run, progress)
         if worked != before:
             self._worked = worked
             self._post(worked)
-        asked = self._follow != (self._follower.run_id if self._follower is not None else None)
-        if run is not None and run.id != self._follow and not (asked or self._stay or self._state in ACTIVE):
+        if run is not None and run.id != shown and self._state not in ACTIVE and self._pick_up(run.id, shown):
             self._post(Told(f"run {run.id} is worked on: it is shown from now on"))
-            self._follow = run.id
+
+
+def _words(error: Exception) -> str:
+    """What went wrong, as a sentence."""
+    if isinstance(error, ChimeraError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"That was not done: {error}"
+    return f"The journal's thread met a defect and goes on: {error!r}"
 
 
 def _worked_on(journal: Journal) -> Run | None:

@@ -45,8 +45,10 @@ def send(journal: Journal, run_id: str, command: Literal["pause", "resume", "sto
     journal.send(run_id, command)
 
 
-def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, after: str | None) -> None:
-    """Create the run of a preset and start its worker.
+def start(
+    journal: Journal, feed: JournalFeed, target: Target, preset: Preset, after: str | None, *, show: bool = True
+) -> None:
+    """Create the run of a preset and start its worker; with `show` it is what the screen shows from now on.
 
     It waits for `after` where that is given, and else for a run at work on the same server or processors, which this
     screen need not be following: two at a time would spoil each other.
@@ -61,7 +63,7 @@ def start(journal: Journal, feed: JournalFeed, target: Target, preset: Preset, a
         if journal.is_held(one.id) and (after is not None or same_server(one.target.url, target.url))
     )
     run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=next(waiting, None))
-    if after is None:
+    if show:
         feed.follow(run.id)
     start_worker(journal, run.id)
 

@@ -13,6 +13,7 @@ from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.run import ENDED, Progress, Run, RunState, Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
 from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
+from chimera.domain.text import plain
 from chimera.runner.follow import Update
 from chimera.telemetry.alerts import AlertBook, Mark
 from chimera.telemetry.loaded import Loaded
@@ -27,8 +28,16 @@ OVER: frozenset[RunState] = ENDED | {"crashed"}
 Known = tuple[str, str | None, str | None]
 Ended = tuple[str, RunState, float | None]
 """A run at an end of its; it may be resumed, and then has another one."""
+Asked = tuple[str, str]
+"""A run, and its candidate that answers beside the baseline; empty for the one that it recommends."""
 RECENT = 600
 STARTS = 20
+
+
+def _same(one: str | None, other: str | None) -> bool:
+    from chimera.backends.address import same_server
+
+    return same_server(one, other)
 
 
 def _key(target: Target) -> Known:
@@ -44,12 +53,28 @@ class Draft:
     objective: str = "rate"
     said: str = ""
     """What stands in the place of its plan."""
-    drawn: Mapping[str, Any] | None = None
-    """The plan, as the command line gave it."""
     of: tuple[str, ...] = ()
-    """What that plan was asked of."""
+    """What that speaks of: the comparison as the command line takes it."""
+    drawn: Mapping[str, Any] | None = None
+    """The plan of it, as the command line gave it."""
     left: str | None = None
     """A run that the user has turned away from, to plan another one."""
+
+    def say(self, text: str, of: tuple[str, ...]) -> None:
+        """Put a text in the plan's place; the plan of another comparison than this one is dropped."""
+        if of != self.of:
+            self.drawn = None
+        self.said, self.of = text, of
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A command of our own that has not ended."""
+
+    goes_on: str = ""
+    """What to say of it to somebody who leaves."""
+    engine: bool = True
+    """It loads an engine or begins a run: beside it nothing else that does so is begun."""
 
 
 @dataclass(slots=True)
@@ -81,8 +106,14 @@ class LiveState:
     draft: Draft = field(default_factory=Draft)
     figures: dict[Ended, Mapping[str, Any]] = field(default_factory=dict)
     """Of runs with several agents that have ended; nothing where none could be computed."""
-    working: dict[str, str] = field(default_factory=dict)
-    """Commands of our own that have not ended, by name, with what to say of them to somebody who leaves."""
+    steered: tuple[str, RunState, str] | None = None
+    """The run that was last paused or resumed here, its state then, and which of both; None once that has shown."""
+    working: dict[str, Work] = field(default_factory=dict)
+    """Commands of our own that have not ended, by name."""
+    answers: dict[Asked, Mapping[str, Any]] = field(default_factory=dict)
+    """The newest answers of two settings to one prompt, as the command line gave them."""
+    unread: Asked | None = None
+    """Those of them that nobody has seen yet."""
     reload_agreed: bool = False
     """The user agreed, in this UI, that a server that is not ours reloads."""
     book: AlertBook = field(default_factory=AlertBook)
@@ -103,6 +134,21 @@ class LiveState:
             return followed if self.running else None
         return self.busy
 
+    def paused(self, run: Run) -> bool:
+        """A run waits, or will as soon as its request has ended: what was last asked of it counts."""
+        if self.steered is not None and self.steered[:2] == (run.id, run.state):
+            return self.steered[2] == "pause"
+        return run.state == "paused"
+
+    @property
+    def engaged(self) -> tuple[str, str] | None:
+        """What is at work on an engine here, in words, and what it is that will end; None where nothing is."""
+        run = self.at_work
+        if run is not None:
+            return "A run goes on", run.id
+        name = next((name for name, work in self.working.items() if work.engine), None)
+        return None if name is None else (f"The {plain(name)} is still at work", "that")
+
     @property
     def timing(self) -> bool:
         """A request of ours is in flight: what costs much waits."""
@@ -120,7 +166,7 @@ class LiveState:
         """The followed run tells more of the server than what was asked before it."""
         if self.update is None or self.update.run.server is None:
             return False
-        return self.running or self.target is None or self.update.run.target.url == self.target.url
+        return self.running or self.target is None or _same(self.update.run.target.url, self.target.url)
 
     @property
     def _here(self) -> Loaded:
@@ -135,7 +181,7 @@ class LiveState:
             return self.update.run.server
         if self.target is None:
             return None
-        known = self._here.server or next((one for one in self.servers if one.url == self.target.url), None)
+        known = self._here.server or next((one for one in self.servers if _same(one.url, self.target.url)), None)
         return known or ServerInfo(self.target.kind, self.target.url or "")
 
     @property
@@ -179,6 +225,16 @@ class LiveState:
         """Take in what a server told."""
         self.inspected[_key(target)] = loaded
 
+    def hear(self, run: Run | None, progress: Progress | None) -> None:
+        """Take in which run is worked on."""
+        self.busy, self.busy_with = run, progress
+        self._settle(run)
+
+    def _settle(self, run: Run | None) -> None:
+        """What was asked of this run has shown, or something else has."""
+        if self.steered is not None and run is not None and run.id == self.steered[0] and run.state != self.steered[1]:
+            self.steered = None
+
     def new_marks(self) -> list[Mark]:
         """Moments for the charts that were not handed out before."""
         marks = self.book.marks
@@ -191,7 +247,9 @@ class LiveState:
         other = self.update is None or self.update.run.id != update.run.id or update.first
         if other:
             self.measurements = []
+            self.draft.left = None
         self.update = update
+        self._settle(update.run)
         self.measurements += [row.measurement for row in update.new]
         return other
 

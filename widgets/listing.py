@@ -44,7 +44,7 @@ class Picker(Panel):
             self.key = key
 
     class Ended(Message):
-        """The cursor has come near the last item: more may be wanted."""
+        """The cursor is near the last item: more may be wanted."""
 
     def __init__(
         self, *, empty: str = "", name: str | None = None, id: str | None = None, classes: str | None = None
@@ -65,6 +65,7 @@ class Picker(Panel):
         self.redraw()
         if self.chosen != before:
             self.post_message(self.Moved(self.chosen))
+        self._tell_end()
 
     def _put(self, place: int) -> None:
         """Put the cursor there; the rows on the screen go with it no further than they must."""
@@ -110,8 +111,11 @@ class Picker(Panel):
         if self._cursor != before:
             self.redraw()
             self.post_message(self.Moved(self.chosen))
-            if self._cursor + self._room(self.size.height) >= len(self._keys):
-                self.post_message(self.Ended())
+        self._tell_end()
+
+    def _tell_end(self) -> None:
+        if self._keys and self._cursor + self._room(self.size.height) >= len(self._keys):
+            self.post_message(self.Ended())
 
     def action_move(self, rows: int) -> None:
         """Move the cursor by so many items."""

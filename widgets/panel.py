@@ -69,6 +69,14 @@ class Panel(Widget, can_focus=True):
         self._built_for: Size | None = None
         self._stale = True
         self._tones: dict[Tone, Style] = {}
+        self._caption: dict[str, str] = {}
+
+    def caption(self, *, title: str | None = None, subtitle: str | None = None) -> None:
+        """Put text into the border; what stands there already is not set again, which would paint the whole panel."""
+        for place, text in (("border_title", title), ("border_subtitle", subtitle)):
+            if text is not None and self._caption.get(place) != text:
+                self._caption[place] = text
+                setattr(self, place, clean(text).replace("[", "\\["))
 
     def build(self, width: int, height: int) -> list[Row]:
         """The rows to show in `width` x `height` cells; what does not fit is cut."""

@@ -18,10 +18,16 @@ def is_local(url: str) -> bool:
 
 
 def same_server(one: str | None, other: str | None) -> bool:
-    """Two addresses name the same server, however they are spelled; None is an engine of ours, which has none."""
-    if one is None or other is None:
-        return one is other
-    return _place(one) == _place(other)
+    """Two addresses name the same server, however they are spelled; None is an engine of ours, which has none.
+
+    What cannot be read as an address, as in a document from elsewhere, is the same as itself only.
+    """
+    if one == other or one is None or other is None:
+        return one == other
+    try:
+        return _place(one) == _place(other)
+    except ConfigError:
+        return False
 
 
 def _place(url: str) -> tuple[str, int, str]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chimera import __version__
+from chimera.backends.address import same_server
 from chimera.diagnosis.bundle import WINDOW_S, Bundle, build_bundle
 from chimera.diagnosis.evidence import EngineStart, EvidenceSet, PastRun
 from chimera.diagnosis.rules import diagnose, since_first_seen
@@ -66,11 +67,7 @@ def examine_run(journal: Journal, run: Run, *, window_s: float | None = None) ->
 def last_run(journal: Journal, target: Target | None = None, *, now: float | None = None) -> Run | None:
     """The run that goes on, else the newest one that ended within a day; on this server, where one is given."""
     now = time.time() if now is None else now
-    newest = [
-        run
-        for run in journal.runs(limit=20)
-        if run.kind != "import" and (target is None or (run.target.kind, run.target.url) == (target.kind, target.url))
-    ]
+    newest = [run for run in journal.runs(limit=20) if run.kind != "import" and (target is None or _of(run, target))]
     for run in newest:
         if run.state in {"running", "paused"}:
             return run
@@ -78,6 +75,10 @@ def last_run(journal: Journal, target: Target | None = None, *, now: float | Non
         if run.state in ENDED | {"crashed"} and (run.ended_at or run.created_at) > now - RECENT_S:
             return run
     return None
+
+
+def _of(run: Run, target: Target) -> bool:
+    return run.target.kind == target.kind and same_server(run.target.url, target.url)
 
 
 class LiveLook:

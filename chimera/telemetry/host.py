@@ -96,6 +96,8 @@ class HostCollector:
         if not isinstance(percent, Missing):
             known = [0.0 if isinstance(share, Missing) else share for share in (engine, own)]
             foreign = max(0.0, percent - sum(known) / cores)
+        if engine is PENDING:  # its share is not known yet, and would be told as another program's
+            foreign = PENDING
         if now - self._slow_at >= SLOW_S - _SLACK_S or self._slow is None:
             self._slow_at = now
             self._slow = self._read_slow(now)

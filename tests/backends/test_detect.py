@@ -138,6 +138,8 @@ def test_ollama_host_is_read_in_all_its_forms(value: str, means: str | None) -> 
         ("http://127.0.0.1:11434", "http://127.0.0.1:11435", False),
         ("http://box:11434", "http://127.0.0.1:11434", False),
         ("http://box/a", "http://box/b", False),
+        ("ftp://[evil", "http://127.0.0.1:11434", False),
+        ("ftp://[evil", "ftp://[evil", True),
     ],
 )
 def test_one_server_is_known_by_any_of_its_addresses(one: str | None, other: str | None, same: bool) -> None:

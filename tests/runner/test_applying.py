@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import exp
 from pathlib import Path
@@ -29,16 +29,6 @@ from chimera.store.journal import Journal
 from chimera.tuning.plan import Plan
 from chimera.tuning.verdicts import verdicts
 from tests.backends.scripted import Exchange, FakeModel, ScriptedOllama, in_thread
-
-
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
-    monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    with Journal.open() as opened:
-        yield opened
 
 
 class CreatingOllama(ScriptedOllama):

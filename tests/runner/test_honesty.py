@@ -6,9 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -27,16 +25,6 @@ from tests.backends.scripted import ScriptedOllama, in_thread
 GEMMA = ModelInfo("gemma3:latest", block_count=34, trained_ctx=131072, vision=True)
 HERE = Here("ollama", GEMMA)
 CARD = ("NVIDIA GeForce RTX 4080 Laptop GPU",)
-
-
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("CHIMERA_CONFIG", str(tmp_path / "config"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
-    monkeypatch.delenv("OLLAMA_HOST", raising=False)
-    with Journal.open() as opened:
-        yield opened
 
 
 def _rows(*measured: Measured, here: Here = HERE) -> dict[str, PresetRow]:

@@ -40,14 +40,6 @@ GEMMA = Knowledge(
 )
 
 
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
-    with Journal.open() as opened:
-        yield opened
-
-
 # ---- a sweep of our own, exported and imported again -------------------------------------------------------------
 
 

@@ -22,11 +22,9 @@ from chimera.store.journal import Journal
 from tests.backends import scripted
 from tests.backends.scripted import FakeModel, ScriptedOllama, in_thread
 
-from .test_applying import _sweep, chimera, journal
+from .test_applying import _sweep, chimera
 from .test_study import ask, loaded_as
 from .test_worker import wait_until
-
-__all__ = ["journal"]
 
 MODEL = FakeModel()
 SECRET = "a prompt that nobody else may read"

@@ -57,7 +57,8 @@ class Library:
 def main() -> None:
     """Play what the only argument says."""
     plan: dict[str, Any] = {"ticks": 2, "every": 1.0, "real": False}
-    plan |= {"quiet_from": None, "fork_at": None, "reinit_at": None, "looks": 0, "look_every": 1} | json.loads(sys.argv[1])
+    plan |= {"quiet_from": None, "fork_at": None, "reinit_at": None, "looks": 0, "look_every": 1}
+    plan |= json.loads(sys.argv[1])
     library = Library()
     clock = Clock(library, real=plan["real"])
     started = clock.now()

@@ -175,6 +175,30 @@ def test_the_engines_processor_time_is_its_own() -> None:
     assert reason(gone.engine_cpu_percent) == "lost"
 
 
+def test_an_engine_that_is_new_is_no_other_program() -> None:
+    """The first look at it has no share to take from the whole, which was then told as other programs'."""
+    engine = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
+    try:
+        assert engine.stdout is not None
+        engine.stdout.readline()
+        collector = HostCollector()
+        collector.read(0.0)
+        collector.watch(engine=[engine.pid])
+        time.sleep(0.15)
+        sample = collector.read(1.0)
+        assert isinstance(sample.cpu_percent, float)
+        assert reason(sample.engine_cpu_percent) == reason(sample.foreign_cpu_percent) == "pending"
+        time.sleep(0.15)
+        sample = collector.read(2.0)
+        assert isinstance(sample.engine_cpu_percent, float)
+        assert isinstance(sample.foreign_cpu_percent, float)
+    finally:
+        engine.kill()
+        engine.wait()
+        assert engine.stdout is not None
+        engine.stdout.close()
+
+
 def test_a_foreign_user_of_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     burner = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
     try:

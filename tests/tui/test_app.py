@@ -179,6 +179,23 @@ async def test_hostile_text_reaches_no_terminal() -> None:
         assert not set(text) & {"\x1b", "\x9b", "\x07", "\u202e", "\r"}
 
 
+async def test_a_server_is_the_same_by_whatever_name_it_is_called() -> None:
+    """The run's own engine was not watched, and its server not shown, where the UI had found it as `localhost`."""
+    app = QuietApp(UiOptions())
+    async with app.run_test():
+        target = Target("ollama", url="http://localhost:11434/")
+        run = replace(data.RUN, state="done", target=Target("ollama", url="http://127.0.0.1:11434"), server=OLLAMA)
+        app.state.target = target
+        app.state.servers = (OLLAMA,)
+        assert app.state.server == OLLAMA
+        app.state.servers = ()
+        app.state.take(replace(update("done", first=True), run=run))
+        assert app.state.server == OLLAMA
+        elsewhere = replace(run, target=Target("ollama", url="ftp://[evil"))
+        app.state.take(replace(update("done", first=True), run=elsewhere))
+        assert app.state.server != OLLAMA
+
+
 async def test_charts_freeze_and_change_their_span() -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:

@@ -93,6 +93,8 @@ async def test_a_healthy_run_is_silent(begun: list[object]) -> None:
         assert "Findings" not in screen_text(app), "the dashboard has no panel for nothing"
         await pilot.press("d")
         await until(pilot, lambda: "nothing was found" in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: "no remedy to try" in notes(app))
 
 
 async def test_a_finding_shows_on_the_dashboard_too(begun: list[object]) -> None:
@@ -188,7 +190,7 @@ async def test_where_no_run_is_followed_the_last_one_is_told_of_and_its_remedy_t
         journal.set_findings(run.id, [OFFLOAD])
         journal.set_state(run.id, "done")
     assert doctor.last_of(Target("embedded")) == (None, ())
-    last, found = doctor.last_of(target)
+    last, found = doctor.last_of(replace(target, url="http://localhost:11434/"))
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
         await pilot.press("d")
@@ -298,6 +300,85 @@ async def test_engines_that_are_started_for_others_are_kept_for_the_doctor() -> 
         assert len(app.state.starts) == 1, "that is an engine of our own run"
         app.choose(Target("ollama", "http://127.0.0.1:11434"))
         assert not app.state.starts
+
+
+async def test_engines_that_a_command_of_ours_makes_the_server_start_are_not_those_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = threading.Event()
+    monkeypatch.setattr(commands, "ask_chimera", lambda *arguments: Said(0, str(answers.wait(10)), ""))
+    app = QuietApp()
+    start = EngineStart(1.0, 7, {"-c": "4096"})
+    async with app.run_test() as pilot:
+        assert app.command("answers", "outputs", then=lambda said: None, goes_on="Two settings answer a prompt")
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await pilot.pause()
+        assert not app.state.starts
+        answers.set()
+        await until(pilot, lambda: not app.state.working)
+        app.post_message(SnapshotTaken(snapshot(), starts=(start,)))
+        await until(pilot, lambda: list(app.state.starts) == [start])
+
+
+async def test_without_a_journal_this_moment_is_examined_all_the_same_and_what_is_missing_is_said_once(
+    begun: list[tuple[str, Callable[[], None]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    monkeypatch.setattr(doctor, "LOOK_S", 0.0)
+    said = "this moment (without earlier runs: the journal cannot be read): "
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(SnapshotTaken(snapshot()))
+        await pilot.pause()
+        await pilot.press("d")
+        await until(pilot, lambda: begun)
+        await asyncio.to_thread(begun[0][1])
+        await until(pilot, lambda: said in screen_text(app))
+        await pilot.pause()
+        app.paint()
+        await until(pilot, lambda: len(begun) == 2)
+        await asyncio.to_thread(begun[1][1])
+        await pilot.pause()
+        assert said in screen_text(app)
+        assert "not checked" not in screen_text(app)
+        assert notes(app).count("The journal") == 1
+
+
+@pytest.mark.parametrize("key", ["f", "h"])
+async def test_a_defect_behind_a_key_of_a_screen_is_told(
+    key: str, begun: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a screen begins tells that screen of its end, and nobody else."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("something is wrong")
+
+    monkeypatch.setattr(doctor, "Ask", fails)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press(key)
+        await until(pilot, lambda: "ended by a defect: RuntimeError('something is wrong')" in notes(app))
+
+
+async def test_a_bundle_in_a_folder_that_is_gone_is_refused_in_words(
+    begun: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(judged(OFFLOAD)))
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        (tmp_path / "gone").rmdir()
+        await pilot.press("b")
+        await until(pilot, lambda: "is gone" in notes(app))
+        assert begun == []
 
 
 async def test_a_look_that_fails_is_not_the_last_one(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,26 @@ async def test_why_there_is_no_server_is_told_anew_when_it_is_known() -> None:
         await pilot.pause()
         app.paint()
         await until(pilot, lambda: "Nothing answers at 11434." in words(app))
+
+
+async def test_what_was_true_on_one_model_is_not_said_of_another(begun: list[tuple[str, Callable[[], None]]]) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        message = judged(measured_first())
+        screen = await opened(app, pilot, replace(message, settable=frozenset({"num_ctx"})))
+        await until(pilot, lambda: "Ollama 0.33.0" in screen_text(app))
+        first = guide_presets()[0]
+        assert screen._asked(first).as_dict().keys() <= {"num_ctx"}
+        app.state.target = other = Target("ollama", "http://127.0.0.1:11434", "another:4b")
+        app.paint()
+        await until(pilot, lambda: "looking at the server" in words(app))
+        assert not screen.judged
+        assert screen._asked(first) == first.options
+        app.screen.post_message(message)  # a late word of the one before
+        await pilot.pause()
+        assert not screen.judged
+        app.screen.post_message(replace(message, target=other))
+        await until(pilot, lambda: screen.judged)
 
 
 @pytest.fixture

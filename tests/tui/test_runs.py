@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from chimera.tui.messages import RunChanged, Told, Worked
 from chimera.tui.screens.ask import Ask
 from chimera.tui.screens.runs import PAGE, Counted, Listed, Runs, Shown
 from chimera.widgets.history import run_page
-from chimera.widgets.listing import Listing
+from chimera.widgets.listing import Listing, Page
 from chimera.widgets.rows import text_of
 from tests.store.samples import new_run, request, whole_session
 from tests.widgets import data
@@ -45,13 +45,9 @@ from tests.widgets.test_arms import FACTS
 from .quiet import QuietApp, notes, until, update
 
 
-@pytest.fixture
-def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Journal]:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "home"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
+@pytest.fixture(autouse=True)
+def _exported_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with Journal.open() as opened:
-        yield opened
 
 
 def compared(journal: Journal) -> Run:
@@ -507,3 +503,94 @@ def test_a_journal_that_cannot_be_opened_is_told_once_and_screens_read_nothing(
     time.sleep(0.1)
     assert [type(one) for one in posted] == [Told]
     assert read == []
+
+
+def test_what_is_asked_of_a_journal_that_cannot_be_opened_is_refused_in_words_and_nobody_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv("CHIMERA_DB", raising=False)
+    posted: list[Message] = []
+    feed = JournalFeed(posted.append)
+    feed.do(lambda journal: None)
+    assert feed.busy
+    feed.run()
+    assert not feed.busy
+    feed.do(lambda journal: None)
+    assert not feed.busy
+    [first, second] = [one.text for one in posted if isinstance(one, Told)]
+    assert "The journal" in first
+    assert first == second
+
+
+async def test_a_list_without_a_journal_does_not_look_as_if_it_were_being_read() -> None:
+    app = QuietApp()
+    app.journal.ready(None, "The journal is damaged.")
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("r")
+        await until(pilot, lambda: "The journal cannot be read" in screen_text(app))
+        assert "reading the journal" not in screen_text(app)
+
+
+async def test_a_list_that_a_filter_makes_shorter_grows_from_its_end_again(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cursor stood on the last row of the first page, and a key that cannot move it asked for no more."""
+    from chimera.tui.screens import runs
+
+    monkeypatch.setattr(runs, "PAGE", 30)
+    for number in range(70):
+        new_run(journal, "run", name=f"night {number}" if number % 10 else "day")
+    app = QuietApp()
+    async with app.run_test(size=(80, 24)) as pilot:
+        screen = await opened(app, pilot, journal)
+        listing = screen.query_one(Listing)
+        await until(pilot, lambda: len(listing._keys) == 30)
+        await pilot.press("end")
+        await until(pilot, lambda: len(listing._keys) == 60)
+        await pilot.press("end")
+        await until(pilot, lambda: len(listing._keys) == 70)
+        await pilot.press("end", "slash")
+        screen.query_one("#filter", Input).value = "night"
+        await pilot.press("enter")
+        for _ in range(3):
+            await until(pilot, lambda: not screen._reading and not screen._next)
+            await pilot.press("end")
+        await until(pilot, lambda: len(listing._keys) == 63)
+
+
+async def test_a_page_that_is_read_again_and_is_the_same_paints_nothing(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compared(journal)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        await pilot.press("enter")
+        await until(pilot, lambda: "4 valid, 1 void" in screen_text(app))
+        await until(pilot, lambda: not screen._reading)
+        painted: list[object] = []
+        page = screen.query_one("#page", Page)
+        monkeypatch.setattr(page, "refresh", lambda *regions, **_: painted.append(regions))
+        assert screen._told is not None
+        screen.post_message(screen._told)
+        await pilot.pause()
+        assert painted == []
+
+
+async def test_an_export_from_a_folder_that_is_gone_says_so(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = compared(journal)
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        (tmp_path / "gone").rmdir()
+        await pilot.press("e")
+        await until(pilot, lambda: "is gone" in notes(app))
+        assert isinstance(app.screen, Runs)

@@ -11,6 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input
 
 from chimera.cli.ui import UiOptions
 from chimera.domain.options import Options
@@ -19,11 +21,13 @@ from chimera.domain.verdict import Verdict
 from chimera.runner.follow import Compared, Update
 from chimera.tui import commands
 from chimera.tui.commands import Said
-from chimera.tui.messages import RunChanged, ServersFound
+from chimera.tui.messages import RunChanged, ServersFound, Worked
 from chimera.tui.screens import tune
 from chimera.tui.screens.ask import Ask
+from chimera.tui.screens.dashboard import Dashboard
 from chimera.tui.screens.doctor import Doctor
 from chimera.tui.screens.outputs import Outputs
+from chimera.tui.screens.runs import Listed, Runs
 from chimera.tui.screens.tune import Tune
 from tests.widgets import data
 from tests.widgets.screens import screen_text
@@ -374,6 +378,190 @@ async def test_answers_are_shown_also_where_the_server_could_not_be_put_back(lin
         assert "could not be put back" in notes(app)
 
 
+async def reads(app: QuietApp, pilot: Pilot[None], *keys: str) -> None:
+    """A finished comparison is on the Tune screen, and two of its settings answer."""
+    app.post_message(RunChanged(comparison("done", **DONE)))
+    await pilot.press("t")
+    await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+    await pilot.press(*keys)
+
+
+@pytest.mark.parametrize(
+    ("keys", "there"),
+    [
+        (("x",), lambda app: isinstance(app.screen, Ask)),
+        (("n", "down", "enter", *"60"), lambda app: app.screen.has_class("-typing")),
+        (("escape",), lambda app: isinstance(app.screen, Dashboard)),
+        (("r",), lambda app: isinstance(app.screen, Runs)),
+        (("n",), lambda app: isinstance(app.screen, Tune) and not app.screen.has_class("-live")),
+    ],
+    ids=["question", "typing", "dashboard", "runs", "form"],
+)
+async def test_answers_cover_nothing_and_wait_for_their_key(
+    monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...], there: Callable[[QuietApp], bool]
+) -> None:
+    held = Held((0, ANSWERS, ""))
+    monkeypatch.setattr(commands, "ask_chimera", held)
+    app = QuietApp()
+    log: list[str] = []
+    monkeypatch.setattr(app, "log_line", lambda text, level: log.append(text))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await reads(app, pilot, "down", "down", "o", "enter")
+        await until(pilot, lambda: held.asked)
+        if keys == ("x",):
+            app.post_message(Worked(replace(data.RUN, id="zz99", state="running"), None))
+            await pilot.pause()
+        await pilot.press(*keys)
+        await until(pilot, lambda: there(app))
+        if "enter" in keys:
+            app.follow("k7f2")  # also where their run is what is looked at by then
+        held.free.set()
+        await until(pilot, lambda: not app.state.working)
+        await until(pilot, lambda: any("o on the Tune screen" in line for line in log))
+        assert there(app), "what one is at stays on the screen"
+        assert "o on the Tune screen" in notes(app) or isinstance(app.screen, Dashboard)
+        if keys == ("x",):
+            await pilot.press("n")
+        elif "enter" in keys:
+            assert app.screen.query_one("#values", Input).value == "60"
+            await pilot.press("enter")
+        elif keys != ("n",):
+            await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_panels)
+        await until(pilot, lambda: "o Read" in screen_text(app).splitlines()[-1])
+        await pilot.press("o")
+        await until(pilot, lambda: isinstance(app.screen, Outputs))
+        await until(pilot, lambda: "Light is scattered." in screen_text(app))
+
+
+async def test_answers_that_were_closed_can_be_read_again_and_another_prompt_be_asked(
+    line: Callable[..., Line],
+) -> None:
+    again = {**ANSWERS, "words": "The second time."}
+    asked = line((0, ANSWERS, ""), (0, again, ""))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await reads(app, pilot, "down", "down", "o", "enter")
+        for _ in range(2):
+            await until(pilot, lambda: isinstance(app.screen, Outputs) and "not scored" in screen_text(app))
+            await pilot.press("escape")
+            await until(pilot, lambda: isinstance(app.screen, Tune))
+            await pilot.press("o")
+        assert len(asked.asked) == 1
+        await until(pilot, lambda: isinstance(app.screen, Outputs))
+        await pilot.press("n")
+        await until(pilot, lambda: app.screen.has_class("-typing"))
+        await pilot.press(*"why", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Outputs) and "second time" in screen_text(app))
+        assert asked.asked[1] == ("outputs", "k7f2", "--candidate", "c4", "--prompt=why", "--json")
+
+
+@pytest.mark.parametrize(("key", "other"), [("a", "compared"), ("o", "compared"), ("a", "run")])
+async def test_a_line_that_is_typed_for_a_run_keeps_the_focus_and_acts_on_no_other(
+    line: Callable[..., Line], key: str, other: str
+) -> None:
+    asked = line()
+    app = QuietApp()
+    new = comparison("done", **DONE) if other == "compared" else update("done", first=True)
+    async with app.run_test(size=(120, 40)) as pilot:
+        await reads(app, pilot, key, *"fa")
+        app.post_message(RunChanged(replace(new, run=replace(new.run, id="zz99"))))
+        await until(pilot, lambda: app.state.update is not None and app.state.update.run.id == "zz99")
+        app.paint()
+        await pilot.press(*"st")
+        assert app.screen.query_one("#values", Input).value == "fast"
+        await pilot.press("enter")
+        await until(pilot, lambda: "Run k7f2 is not the one on the screen any more" in notes(app))
+        await pilot.pause()
+        assert asked.asked == []
+        assert not app.screen.has_class("-typing")
+
+
+async def test_values_that_are_typed_while_a_run_is_picked_up_keep_the_focus() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "enter", *"60,")
+        app.post_message(RunChanged(comparison()))
+        await until(pilot, lambda: app.screen.has_class("-live"))
+        await pilot.press(*"80", "enter")
+        await until(pilot, lambda: app.state.draft.values == {"num_gpu": "60,80"})
+        assert app.focused is app.screen.query_one("#table")
+
+
+async def test_a_plan_goes_with_the_server_that_it_was_asked_of(line: Callable[..., Line]) -> None:
+    asked = line((0, PLAN, ""), (3, None, "Nothing answers there."))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        app.choose(Target("ollama", url=OLLAMA.url))
+        app.paint()
+        assert shown(app) == tune.UNPLANNED
+        assert app.state.draft.drawn is None
+        await pilot.press("s")
+        await until(pilot, lambda: "p first" in shown(app))
+        await pilot.press("p")
+        await until(pilot, lambda: "Nothing answers there" in shown(app))
+        app.choose(Target("ollama", url=OLLAMA.url, model="another"))
+        app.paint()
+        assert shown(app) == tune.UNPLANNED, "nor does what went wrong there concern this one"
+        assert len(asked.asked) == 2
+
+
+async def test_why_a_comparison_did_not_start_is_not_told_of_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        monkeypatch.setattr(commands, "ask_chimera", Line((0, PLAN, "")))
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "s starts it" in shown(app))
+        held = Held((3, None, "It would not start there."))
+        monkeypatch.setattr(commands, "ask_chimera", held)
+        await pilot.press("s")
+        await until(pilot, lambda: held.asked)
+        app.choose(Target("ollama", url=OLLAMA.url))
+        held.free.set()
+        await until(pilot, lambda: "would not start" in notes(app))
+        assert shown(app) == tune.UNPLANNED
+
+
+async def test_a_second_plan_while_one_is_drawn_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = Held((0, PLAN, ""))
+    monkeypatch.setattr(commands, "ask_chimera", held)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p", "p")
+        await until(pilot, lambda: "The plan is still at work" in notes(app))
+        held.free.set()
+        await until(pilot, lambda: "s starts it" in shown(app))
+        assert len(held.asked) == 1
+
+
+async def test_a_run_that_was_turned_away_from_is_shown_again_where_it_is_followed() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison("stopped")))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        for keys in (("s",), ("y",)):  # shown from the list of runs, and resumed from there
+            await pilot.press("n")
+            await until(pilot, lambda: not app.screen.has_class("-live"))
+            await pilot.press("r")
+            await until(pilot, lambda: isinstance(app.screen, Runs) and app.screen.has_panels)
+            assert app.state.update is not None
+            app.screen.post_message(Listed("", (app.state.update.run,), 1, 1))
+            await until(pilot, lambda: isinstance(app.screen, Runs) and app.screen.chosen is not None)
+            await pilot.press("f")
+            await until(pilot, lambda: isinstance(app.screen, Ask))
+            await pilot.press(*keys)
+            await until(pilot, lambda: isinstance(app.screen, Dashboard))
+            await pilot.press("t")
+            await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("n")
+        app.post_message(RunChanged(update(run_id="zz99", first=True)))
+        app.post_message(RunChanged(comparison()))
+        await until(pilot, lambda: app.screen.has_class("-live"))
+
+
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:
     asked = line((0, PLAN, ""))
     app = QuietApp(UiOptions(embedded=True, read_only=True))
@@ -437,7 +625,7 @@ class Held(Line):
 
     def __call__(self, *arguments: str) -> Said:
         said = super().__call__(*arguments)
-        self.free.wait(10)
+        self.free.wait(60)
         return said
 
 

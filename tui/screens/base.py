@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from textual import on
 from textual.message import Message
 from textual.screen import Screen
+from textual.worker import Worker
 
 from ..messages import Told
 
@@ -38,6 +41,18 @@ class AppScreen(Screen[None]):
     def has_panels(self) -> bool:
         """Its panels are there: a message may come between the screen's mounting and theirs, or after their end."""
         return all(self.query(panel) for panel in self.PANELS)
+
+    @on(Worker.StateChanged)
+    def _worker_changed(self, event: Worker.StateChanged) -> None:
+        self.chimera.worker_changed(event)
+
+    def folder(self) -> Path | None:
+        """Where files are written, the current folder; None where it was deleted, which is then said."""
+        try:
+            return Path.cwd()
+        except OSError:
+            self.notify("The folder that Chimera was started in is gone: no file can be written.", severity="warning")
+            return None
 
     def poster(self) -> Post:
         """What a thread of this screen tells it with, which also works when the screen, or the app, has gone."""

@@ -98,9 +98,7 @@ class Dashboard(Screen[None]):
             self._mark(mark, state.epoch)
         count = len(state.book.alerts)
         subtitle = f"▲ {count} alert{'s' if count > 1 else ''}: l" if count else ""
-        log = self.query_one("#log", EventLog)
-        if (log.border_subtitle or "") != subtitle:
-            log.border_subtitle = subtitle
+        self.query_one("#log", EventLog).caption(subtitle=subtitle)
         self.query_one("#server", ServerPanel).update(
             state.server,
             state.model,

@@ -61,6 +61,8 @@ class Examined(Message):
     last: Run | None = None
     """The newest run on this server that ended within a day, where none is followed."""
     of_last: tuple[Finding, ...] = ()
+    unread: str = ""
+    """Why the journal could not be asked for earlier runs."""
 
 
 @dataclass
@@ -76,11 +78,13 @@ class Known:
         """What the server could load."""
         self.history: tuple[PastRun, ...] = ()
         """Earlier runs of its model."""
+        self.unread = ""
+        """Why the journal could not be asked for them."""
         self._asked: tuple[Target | None, float] = (None, 0.0)
         self._read: object = None
 
     def ask(self, target: Target, loaded: Loaded) -> None:
-        """Ask the server at most once a minute, and the journal where a run has come or gone."""
+        """Ask the server at most once a minute, and the journal, if it can be read, where a run has come or gone."""
         import asyncio
 
         from chimera.runner.doctor import installed_on, past_of
@@ -90,11 +94,15 @@ class Known:
         if of != target or time.monotonic() - at >= INSTALLED_S:
             self.installed = asyncio.run(installed_on(target))
             self._asked = (target, time.monotonic())
-        with Journal.open() as journal:
-            newest = [(run.id, run.state) for run in journal.runs(limit=1)]
-            if (newest, loaded.model) != self._read:
-                self.history = past_of(journal, loaded)
-                self._read = (newest, loaded.model)
+        self.unread = ""
+        try:
+            with Journal.open() as journal:
+                newest = [(run.id, run.state) for run in journal.runs(limit=1)]
+                if (newest, loaded.model) != self._read:
+                    self.history = past_of(journal, loaded)
+                    self._read = (newest, loaded.model)
+        except ChimeraError as error:
+            self.unread = str(error)
 
 
 class Doctor(AppScreen):
@@ -126,6 +134,7 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         self._now: tuple[Finding, ...] | None = None
         self._last: Run | None = None
         self._of_last: tuple[Finding, ...] = ()
+        self._unread = ""
         self._asked_at = 0.0
         self._asking = False
         self._shown: tuple[Finding, ...] | None = None
@@ -206,6 +215,9 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     def _examined(self, message: Examined) -> None:
         self._now = message.findings
         self._last, self._of_last = message.last, message.of_last
+        if message.unread and message.unread != self._unread:
+            self.chimera.tell(message.unread, "warn")
+        self._unread = message.unread
         self.paint(self._state, time.monotonic())
 
     @on(LookEnded)
@@ -215,12 +227,24 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     def _about(self, found: Sequence[Finding] | None) -> str:
         run = self.run
         of = f"run {run.id}, {run.preset or run.kind}, {run.state}" if run is not None else ""
-        where = of if self._state.running else " and ".join(part for part in ("this moment", of) if part)
+        # Nothing is looked at beside a run that is worked on and is not the one on the screen.
+        other = None if self._state.running else self._state.at_work
+        moment, more = "this moment", ""
+        if self._state.running or (self._now is None and found is not None):
+            where = of
+            if not self._state.running:
+                more = f"; {moment}: not checked {'yet' if other is None else f'beside run {other.id}'}"
+        else:
+            if self._now is not None and other is not None:
+                moment = f"the moment before run {other.id}"
+            if self._unread:
+                moment += " (without earlier runs: the journal cannot be read)"
+            where = f"{moment} and {of}" if of else moment
         if found is None:
             return f"{where}: not checked yet"
         if not found:
-            return f"{where}: nothing was found"
-        return f"{where}: {len(found)} finding{'s' if len(found) > 1 else ''}"
+            return f"{where}: nothing was found{more}"
+        return f"{where}: {len(found)} finding{'s' if len(found) > 1 else ''}{more}"
 
     def _list(self, found: Sequence[Finding]) -> None:
         picker = self.query_one("#findings", OptionList)
@@ -296,7 +320,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         from chimera.runner.cure import cures
 
         finding, run = self.chosen, self.run
-        if self._may_not() or finding is None:
+        if self.chimera.may_not("start a run"):
+            return
+        if finding is None:
+            self.notify("Nothing was found, so there is no remedy to try.", markup=False)
             return
         every: Sequence[Cure] = cures(self.of_run or ())
         mine = [one for one in every if one.finding == finding]
@@ -306,11 +333,10 @@ verdict says whether it helped. Nothing here means that nothing was seen.
         if run.state not in ENDED:
             self.notify(f"Run {run.id} goes on: a remedy is tried when it has ended.", markup=False)
             return
-        if self.chimera.must_wait("a remedy is tried"):
-            return
         asks = run.target.kind not in {"embedded"} and run.target.url is not None and not self._state.reload_agreed
         warning = " The server reloads its model for it; its settings are put back at the end." if asks else ""
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a remedy is tried",
             Ask(
                 f"{finding.title}. Measure before and after, in turn?{warning}",
                 (
@@ -319,30 +345,30 @@ verdict says whether it helped. Nothing here means that nothing was seen.
                     Answer("n", "no", "leave things as they are"),
                 ),
                 title="Try a remedy",
-            )
+            ),
         )  # fmt: skip
-        if answer is None or answer == "no":
+        if answer is None:
             return
         self._state.reload_agreed = self._state.reload_agreed or asks
-        self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
-        self.chimera.command(
+        begun = self.chimera.command(
             "remedy", "doctor", run.id, "--apply", answer, "--detach", "--json", "--yes",
             then=self.chimera.begun, goes_on="A remedy is being started",
         )  # fmt: skip
-        self.dismiss()
+        if begun:
+            self.chimera.tell(f"trying remedy {answer} of run {run.id} …")
+            self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_heat(self) -> None:
         """The thermal check, after one question."""
         target = self._state.target
-        if self._may_not():
+        if self.chimera.may_not("start a run"):
             return
         if target is None:
             self.notify("No heat check now. No server: press m to pick one.", markup=False)
             return
-        if self.chimera.must_wait("a heat check can start"):
-            return
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a heat check can start",
             Ask(
                 "Load the server without a pause, and watch temperature, clocks, power and rate. For how long?",
                 (
@@ -352,26 +378,24 @@ verdict says whether it helped. Nothing here means that nothing was seen.
                     Answer("n", "no", "not now"),
                 ),
                 title="Heat check",
-            )
+            ),
         )
-        if answer in {None, "no"}:
+        if answer is None:
             return
-        self.chimera.tell(f"heat check of {answer} minutes …")
-        self.chimera.command(
-            "heat check", "doctor", "--thermal", "--minutes", str(answer), "--detach", "--json", *_place(target),
+        begun = self.chimera.command(
+            "heat check", "doctor", "--thermal", "--minutes", answer, "--detach", "--json", *_place(target),
             then=self.chimera.begun, goes_on="A heat check is being started",
         )  # fmt: skip
-        self.dismiss()
-
-    def _may_not(self) -> bool:
-        if self.chimera.options.read_only:
-            self.notify("--read-only: this UI cannot start a run.", severity="warning")
-        return self.chimera.options.read_only
+        if begun:
+            self.chimera.tell(f"heat check of {answer} minutes …")
+            self.dismiss()
 
     def action_bundle(self) -> None:
         """Write the evidence for a bug report into the current folder."""
-        run = self.run
-        path = Path.cwd() / f"chimera-evidence-{time.strftime('%Y%m%d-%H%M%S')}.md"
+        run, folder = self.run, self.folder()
+        if folder is None:
+            return
+        path = folder / f"chimera-evidence-{time.strftime('%Y%m%d-%H%M%S')}.md"
         recent, loaded, offset = tuple(self._state.recent), self._state.watched.loaded, self._state.epoch
         run_id, post = run.id if run is not None else None, self.poster()
         known, starts = self._known, tuple(self._state.starts)
@@ -390,7 +414,7 @@ def _key(finding: Finding) -> tuple[str, str, int | None]:
 
 def _row(finding: Finding) -> str:
     sign, _ = SIGNS[finding.severity]
-    since = "" if finding.since is None else f"  since {format.clock(finding.since, with_seconds=False)}"
+    since = "" if finding.since is None else f"  since\u00a0{format.clock(finding.since, with_seconds=False)}"
     return f"{sign} {WORDS[finding.severity]:8} {plain(finding.title)}{since}"
 
 
@@ -414,10 +438,18 @@ def examine(
     """
     from chimera.diagnosis.rules import diagnose, since_first_seen
 
+    known = known or Known()
     lines = log.lines(loaded.server, time.time()) if log is not None else ()
-    evidence = this_moment(recent, loaded, offset, known or Known(), starts, lines)
+    evidence = this_moment(recent, loaded, offset, known, starts, lines)
     found = since_first_seen(list(before), diagnose(evidence), time.time())
-    post(Examined(tuple(found), *(last_of(target) if target is not None else ())))
+    last: Run | None = None
+    of_last: tuple[Finding, ...] = ()
+    if target is not None and not known.unread:
+        try:
+            last, of_last = last_of(target)
+        except ChimeraError as error:
+            known.unread = str(error)
+    post(Examined(tuple(found), last, of_last, known.unread))
 
 
 def this_moment(

@@ -15,8 +15,8 @@ from chimera.domain.options import Options
 from chimera.domain.text import plain
 
 
-class Outputs(ModalScreen[None]):
-    """Shows the document of `chimera outputs`."""
+class Outputs(ModalScreen[bool]):
+    """Shows the document of `chimera outputs`; true where another prompt is wanted."""
 
     DEFAULT_CSS = """
     Outputs { align: center middle; }
@@ -29,7 +29,10 @@ class Outputs(ModalScreen[None]):
     Outputs.-narrow Container { layout: vertical; }
     Outputs Static { width: 1fr; height: auto; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,o,q", "leave", "Back")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,o,q", "leave(False)", "Back"),
+        Binding("n", "leave(True)", "Another prompt"),
+    ]
 
     def __init__(self, document: Mapping[str, Any]) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class Outputs(ModalScreen[None]):
         """One text beside the other, below each other where it is narrow, and what they are not."""
         with Vertical() as box:
             box.border_title = f"Answers of run {self._document['run']}"
-            box.border_subtitle = "escape: back"
+            box.border_subtitle = "n: another prompt · escape: back"
             with Container():
                 for one in self._document["outputs"]:
                     with VerticalScroll() as column:
@@ -50,6 +53,6 @@ class Outputs(ModalScreen[None]):
             same = "Both texts are the same. " if self._document["same_text"] else ""
             yield Static(plain(f"{same}{self._document['words']}"), markup=False)
 
-    def action_leave(self) -> None:
+    def action_leave(self, again: bool) -> None:
         """Back to the table."""
-        self.dismiss(None)
+        self.dismiss(again)

@@ -43,6 +43,9 @@ WAITS = {PLAN: "drawing the plan …", START: "starting …"}
 """Commands of this screen, with what it says while they last."""
 
 
+LOOKING = "looking at the server …"
+
+
 @dataclass
 class Judged(Message):
     """What is true of the presets on a server; why nothing is known where it could not be asked."""
@@ -87,7 +90,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
         self.HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
         self._presets: dict[str, Preset] = {}
         self._rows: Mapping[str, PresetRow] = {}
-        self._where = "looking at the server …"
+        self._where = LOOKING
         self._settable: frozenset[str] | None = None
         self._judged: tuple[Target | None, str | None] | None = None
 
@@ -115,12 +118,17 @@ the server clamps; presets with the same effect on this model are named. Its aut
         judged = (state.target, state.explanation if state.target is None else ended)
         if self._judged == judged:
             return
+        if self._judged is not None and self._judged[0] != state.target:
+            self._rows, self._settable = {}, None  # those of another server or model
         self._judged = judged
         if state.target is None:
             self._where = f"{plain(state.explanation)} m picks a server."
             self._show()
         else:
             target, post = state.target, self.poster()
+            if not self.judged:
+                self._where = LOOKING
+                self._show()
             feeds.begin("presets", post, lambda: judge(post, target))
 
     @on(Read)
@@ -162,7 +170,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
         if preset is not None:
             row, where = self._rows.get(preset.name), self._where
             page = self.query_one("#page", Page)
-            page.border_title = plain(f"{preset.title} ({preset.name})").replace("[", "\\[")
+            page.caption(title=f"{preset.title} ({preset.name})")
             page.update(preset.name, lambda width: preset_page(preset, row, where, width))
 
     @property
@@ -192,7 +200,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def action_compare(self) -> None:
         """Measure the preset under the cursor against the server's defaults: the plan first."""
         preset, target = self.chosen, self._state.target
-        if preset is None or self._state.working.keys() & WAITS or self.chimera.may_not("start a comparison"):
+        if preset is None or self.chimera.may_not("start a comparison"):
             return
         if target is None:
             self.notify("No server: press m to pick one.", markup=False)
@@ -209,9 +217,7 @@ the server clamps; presets with the same effect on this model are named. Its aut
     def _waits(self) -> None:
         """Say what is waited for."""
         words = next((words for name, words in WAITS.items() if name in self._state.working), "")
-        listing = self.query_one("#list", Listing)
-        if (listing.border_subtitle or "") != words:  # setting it paints the whole list
-            listing.border_subtitle = words
+        self.query_one("#list", Listing).caption(subtitle=words)
 
     def _compare(self, preset: Preset, target: Target) -> None:
         asked = ("sweep", *comparison(preset, self._asked(preset)), *server_flags(target))
@@ -231,13 +237,14 @@ the server clamps; presets with the same effect on this model are named. Its aut
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def _start(self, preset: Preset, target: Target, asked: Sequence[str], drawn: Mapping[str, Any]) -> None:
-        answer = await self.app.push_screen_wait(
+        answer = await self.chimera.ask_to_begin(
+            "a comparison can start",
             Ask(question(preset, drawn, target.kind == "ollama"), (
                 Answer("y", "yes", "start it: it goes on when you leave"),
                 Answer("n", "no", "leave things as they are"),
-            ), title="Against the default")
+            ), title="Against the default"),
         )  # fmt: skip
-        if answer != "yes" or self.chimera.must_wait("a comparison can start"):  # one may have begun meanwhile
+        if answer is None:
             return
         self._state.reload_agreed |= target.kind == "ollama"  # of which alone the question spoke
         self.chimera.command(

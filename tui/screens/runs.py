@@ -161,6 +161,10 @@ repeated. `e` writes every request into a file.
     @on(ReadEnded)
     def _read_ended(self, message: ReadEnded) -> None:
         self._reading.discard(message.what)
+        if message.what == LIST and self._token is None and self.chimera.journal.problem:
+            self.query_one("#list", Listing).update(
+                (), self._row, empty="The journal cannot be read: the log says why."
+            )
         again = self._next.pop(message.what, None)
         if again is not None:
             again()
@@ -216,9 +220,7 @@ repeated. `e` writes every request into a file.
     def _subtitle(self) -> None:
         shown = f"{self._count:,} run{'s' if self._count != 1 else ''}"
         of = f"{shown} with “{plain(self._text)}”" if self._text else shown
-        runs = self.query_one("#list", Listing)
-        if runs.border_subtitle != of:
-            runs.border_subtitle = of.replace("[", "\\[")
+        self.query_one("#list", Listing).caption(subtitle=of)
 
     def _count_visible(self, *, fresh: bool = False) -> None:
         """Ask for the counts that the screen lacks; of runs that go on again each time."""
@@ -291,7 +293,7 @@ repeated. `e` writes every request into a file.
         if message.run.id != self._opened:
             return  # the cursor has gone on
         self._told = message
-        self.query_one("#page", Page).border_title = f"Run {message.run.id}"
+        self.query_one("#page", Page).caption(title=f"Run {message.run.id}")
         self._turn()
 
     def _turn(self) -> None:
@@ -337,14 +339,15 @@ repeated. `e` writes every request into a file.
         if run is None:
             return
         if run.state in RESUMABLE and not self.chimera.options.read_only:
-            other = self._state.at_work
+            other, engaged = self._state.at_work, self.chimera.engaged
+            waits_for = f"Run {other.id} goes on" if other is not None else engaged[0] if engaged is not None else ""
             answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
-            if other is not None:
+            if waits_for:
                 answers = []  # two at once would measure each other
             answer = await self.app.push_screen_wait(
                 Ask(
                     f"Run {run.id} is {run.state}."
-                    + (f" Run {other.id} goes on: this one can be resumed when that has ended." if other else ""),
+                    + (f" {waits_for}: this one can be resumed when that has ended." if waits_for else ""),
                     (*answers, Answer("s", "show", "only show it on the dashboard"), Answer("n", "no", "neither")),
                     title="Resume",
                 )
@@ -352,23 +355,26 @@ repeated. `e` writes every request into a file.
             if answer not in {"yes", "show"}:
                 return
             if answer == "yes":
+                if self.chimera.must_wait("it can be resumed"):  # something may have begun meanwhile
+                    return
                 feed = self.chimera.journal
+                self._state.draft.left = None
                 self.chimera.tell(f"resuming run {run.id} …")
                 feed.do(lambda journal: requests.resume(journal, feed, run.id))
                 self.dismiss()
                 return
-        self.chimera.journal.follow(run.id, stay=True)
+        self.chimera.follow(run.id, stay=True)
         self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)
     async def action_export(self) -> None:
         """Write every request of the run under the cursor into the current folder, after one question."""
-        run = self.chosen
-        if run is None:
+        run, folder = self.chosen, self.folder()
+        if run is None or folder is None:
             return
         form = await self.app.push_screen_wait(
             Ask(
-                f"Write every request of run {run.id} into a file in {format.homely(str(Path.cwd()))}. As what?",
+                f"Write every request of run {run.id} into a file in {format.homely(str(folder))}. As what?",
                 (
                     Answer("j", "json", "JSON: everything, to be imported again"),
                     Answer("c", "csv", "CSV: a line a request"),
@@ -378,10 +384,11 @@ repeated. `e` writes every request into a file.
             )
         )
         if form in {"json", "csv"}:
-            path = free(Path.cwd() / f"chimera-{run.id}.{form}")
+            path = free(folder / f"chimera-{run.id}.{form}")
             self.chimera.command(
                 f"export to {path.name}", "runs", "export", run.id, "--format", form, "--output", str(path),
                 then=partial(exported, self.chimera, run.id, path), goes_on=f"Run {run.id} is being written to a file",
+                engine=False,
             )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ verdicts are read from the journal.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +37,7 @@ from .outputs import Outputs
 if TYPE_CHECKING:
     from ..app import ChimeraApp
     from ..commands import Said
-    from ..state import LiveState
+    from ..state import Asked, LiveState
 
 OBJECTIVES: dict[str, tuple[Metric, str]] = {
     "rate": ("decode_tok_s", "tok/s"),
@@ -50,8 +50,8 @@ OBJECTIVES: dict[str, tuple[Metric, str]] = {
 HEADINGS: dict[Metric, str] = {metric: name for metric, name in OBJECTIVES.values()} | {"aggregate_tok_s": "tok/s"}
 LOOKING = "looking at the server and drawing the plan …"
 UNPLANNED = "p shows the plan of this."
-ANSWERS = "two answers"
-"""Name of the command that reads them."""
+ANSWERS = "reading of two answers"
+"""Name of the command that does it."""
 HINT = (
     "Space takes a parameter with values that fit the model, enter types them (like 0,9,18,all).\n"
     "Then p shows the plan: what really differs, what will not fit, how long it takes and what can be seen."
@@ -68,7 +68,8 @@ class Tune(AppScreen):
 
 Each candidate is measured in turns with the server's defaults, in a random order in every round, so that a machine that
 warms up or slows down favours none. A verdict comes with the interval in which the true effect lies. Where none is
-better, the default stays: differences that are noise are not recommended.
+better, the default stays: differences that are noise are not recommended. `o` shows what the row under the cursor and
+the baseline answer to one prompt, and shows it again until another prompt is asked there.
 
 A run of `chimera agents` is shown here as well: its arms while it goes on, what each of them gave at its end.
 """
@@ -89,6 +90,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         self._draft = state.draft
         self._typing: str | None = None
         """The option whose values are typed, or `apply`, or `outputs`."""
+        self._for: Asked | None = None
+        """The run, and its candidate, that these two are typed for: by the end another run may be on the screen."""
         self._about = ""
         self._paper = ""
         """What stands in the place of the plan."""
@@ -122,6 +125,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         """Keys of the form are not offered beside the table, nor the other way round: the footer has room for one."""
         if action in {"plan", "start"}:
             return not self.has_class("-live")
+        if action == "outputs" and self._state.unread is not None:
+            return True
         if action in {"apply", "outputs", "new"}:
             return self.has_class("-live")
         return super().check_action(action, parameters)
@@ -144,7 +149,10 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         if live != self.has_class("-live"):
             self.set_class(live, "-live")
             self.refresh_bindings()
-            self.query_one("#table" if live else "#axes").focus()
+            if self._typing is None:
+                self.query_one("#table" if live else "#axes").focus()
+        if self._draft.of != (of := wanted(state)):
+            self._draft.say(UNPLANNED if self._draft.values else HINT, of)
         if self._paper != (said := format.homely(self._draft.said or HINT)):
             self._paper = said
             self.query_one("#plan", Static).update(plain(said, one_line=False))
@@ -207,8 +215,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             return
         self._ask(name, self._draft.values.get(name, ""), f"values of {name}, separated by commas; empty leaves it out")
 
-    def _ask(self, what: str, value: str, placeholder: str) -> None:
-        self._typing = what
+    def _ask(self, what: str, value: str, placeholder: str, of: Asked | None = None) -> None:
+        self._typing, self._for = what, of
         line = self.query_one("#values", Input)
         line.placeholder, line.value = placeholder, value
         self.add_class("-typing")
@@ -216,13 +224,15 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
 
     @on(Input.Submitted, "#values")
     def _typed(self, event: Input.Submitted) -> None:
-        what, text = self._typing, event.value.strip()
+        what, of, text = self._typing, self._for, event.value.strip()
         self._stop_typing()
-        if what == "apply":
-            if text:
-                self._apply(text)
-        elif what == "outputs":
-            self._outputs(text)
+        if of is not None:
+            if self.compared is None or self.compared.run.id != of[0]:
+                self.notify(f"Run {of[0]} is not the one on the screen any more: nothing was begun.", markup=False)
+            elif what == "outputs":
+                self._outputs(self.compared.run, of, text)
+            elif text:
+                self._apply(self.compared.run, text)
         elif what is not None:
             self._draft.values.pop(what, None)
             if text:
@@ -230,17 +240,16 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
             self._changed()
 
     def _stop_typing(self) -> None:
-        self._typing = None
+        self._typing = self._for = None
         self.remove_class("-typing")
         self.query_one("#table" if self.has_class("-live") else "#axes").focus()
 
     def _changed(self) -> None:
-        self._draft.drawn = None
         self._list()
         self._say(HINT if not self._draft.values else UNPLANNED)
 
     def _say(self, text: str) -> None:
-        self._draft.said = text
+        self._draft.say(text, wanted(self._state))
         self.paint(self._state, 0.0)
 
     # Plan, start, apply ----------------------------------------------------------------------------------------------
@@ -256,7 +265,7 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
 
     def action_plan(self) -> None:
         """Draw the plan, in a process of its own."""
-        if self.has_class("-live") or not self._ready():
+        if self.has_class("-live") or not self._ready() or self.chimera.must_wait("a plan can be drawn"):
             return
         asked = wanted(self._state)
         then = partial(planned, self.chimera, asked)
@@ -267,70 +276,100 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         """Start what was planned."""
         if self.has_class("-live") or not self._ready() or self.chimera.may_not("start a comparison"):
             return
-        if self._draft.drawn is None or self._draft.of != wanted(self._state):
+        draft, target = self._draft, self._state.target
+        if draft.drawn is None or target is None or draft.of != wanted(self._state):
             self._say("p first: a comparison starts from a plan that was seen.")
-        elif not self.chimera.must_wait("a comparison can start"):
-            self._start(self._draft.of, int(self._draft.drawn["seed"]))
+        else:
+            self._start(target, draft.of, int(draft.drawn["seed"]))
 
     @work(exit_on_error=False, group="start", exclusive=True)
-    async def _start(self, asked: Sequence[str], seed: int) -> None:
-        target = self._state.target
-        assert target is not None
-        agreed = await self._agreed(target, "A comparison makes")
+    async def _start(self, target: Target, asked: tuple[str, ...], seed: int) -> None:
+        agreed = await self._agreed(target, "A comparison makes", "a comparison can start")
         if agreed is None:
             return
         started = self.chimera.command(
             "start of a comparison", *asked, "--seed", str(seed), *agreed, "--detach", "--json",
-            then=partial(begun, self.chimera, self._draft.said), goes_on="A comparison is being started",
+            then=partial(begun, self.chimera, asked, self._draft.said), goes_on="A comparison is being started",
         )  # fmt: skip
         if started:
             self._say("starting …")
 
-    async def _agreed(self, target: Target, what: str) -> list[str] | None:
-        """The flag that says that a server which is not ours may reload; None where the user says no."""
+    async def _agreed(self, target: Target, begins: str, what: str) -> list[str] | None:
+        """The flag that says that a server which is not ours may reload; None for a no, and for what has to wait."""
         if target.kind == "ollama" and not self._state.reload_agreed:
-            yes = await self.app.push_screen_wait(
+            yes = await self.chimera.ask_to_begin(
+                what,
                 Ask(
-                    f"{what} the server load its model again and again; other clients wait meanwhile. Its present "
+                    f"{begins} the server load its model again and again; other clients wait meanwhile. Its present "
                     "settings are put back at the end.",
                     (
                         Answer("y", "yes", "go on; do not ask again until I leave"),
                         Answer("n", "no", "leave the server as it is"),
                     ),
                     title="This server is not Chimera's",
-                )
+                ),
             )
-            if yes != "yes":
+            if yes is None:
                 return None
             self._state.reload_agreed = True
+        elif self.chimera.must_wait(what):
+            return None
         return ["--yes"] if self._state.reload_agreed else []
 
     def action_outputs(self) -> None:
-        """Ask for a prompt, then read what two settings answer to it."""
-        update = self.compared
-        if update is None or self.chimera.may_not("load settings"):
-            return
-        if update.run.state not in ENDED:
-            self.notify("The comparison goes on: answers can be read when its server is free.", markup=False)
-        elif ANSWERS in self._state.working:
-            self.notify("The answers are on their way.", markup=False)
-        elif not self.chimera.must_wait("answers can be read"):
-            self._ask("outputs", "", "a prompt for both; empty: a question of Chimera's")
+        """Show what two settings have answered; where they have not, ask for a prompt that they are to answer."""
+        asked = self._state.unread or self._under_cursor
+        if asked in self._state.answers:
+            self.show_answers(asked)
+        else:
+            self._ask_prompt()
 
-    @work(exit_on_error=False, group="outputs", exclusive=True)
-    async def _outputs(self, prompt: str) -> None:
+    @property
+    def _under_cursor(self) -> Asked | None:
+        """Whose answers are meant beside the baseline's."""
         update = self.compared
-        if update is None or (agreed := await self._agreed(update.run.target, "Reading two answers makes")) is None:
-            return
+        if update is None:
+            return None
         picked = self.query_one("#table", TrialTable).candidate
         baseline = next((one.candidate for one in update.trials if one.role == "baseline"), None)
-        named = ["--candidate", picked] if picked and picked != baseline else []
-        asked = [f"--prompt={prompt}"] if prompt else []
-        self._begun(f"{picked if named else 'what is recommended'} and the baseline answer the same prompt …")
-        self.chimera.command(
-            ANSWERS, "outputs", update.run.id, *named, *asked, *agreed, "--json",
-            then=partial(answered, self.chimera), goes_on="Two settings answer a prompt",
+        return update.run.id, picked if picked and picked != baseline else ""
+
+    def has_room_for(self, asked: Asked) -> bool:
+        """Their run is what is looked at here, and nothing is typed or asked."""
+        return self._typing is None and self.compared is not None and self.compared.run.id == asked[0]
+
+    @work(exit_on_error=False, group="answers", exclusive=True)
+    async def show_answers(self, asked: Asked) -> None:
+        """Show two answers; from there a key leads to another prompt for the row under the cursor."""
+        self._state.unread = None
+        self.refresh_bindings()
+        if await self.app.push_screen_wait(Outputs(self._state.answers[asked])):
+            self._ask_prompt()
+
+    def _ask_prompt(self) -> None:
+        update, asked = self.compared, self._under_cursor
+        if update is None or asked is None:
+            self.notify("No comparison is on the screen: r, then f shows one.", markup=False)
+        elif self.chimera.may_not("load settings"):
+            return
+        elif update.run.state not in ENDED:
+            self.notify("The comparison goes on: answers can be read when its server is free.", markup=False)
+        elif not self.chimera.must_wait("answers can be read"):
+            self._ask("outputs", "", "a prompt for both; empty: a question of Chimera's", asked)
+
+    @work(exit_on_error=False, group="outputs", exclusive=True)
+    async def _outputs(self, run: Run, asked: Asked, prompt: str) -> None:
+        agreed = await self._agreed(run.target, "Reading two answers makes", "answers can be read")
+        if agreed is None:
+            return
+        named = ["--candidate", asked[1]] if asked[1] else []
+        typed = [f"--prompt={prompt}"] if prompt else []
+        begun = self.chimera.command(
+            ANSWERS, "outputs", run.id, *named, *typed, *agreed, "--json",
+            then=partial(answered, self.chimera, asked), goes_on="Two settings answer a prompt",
         )  # fmt: skip
+        if begun:
+            self._begun(f"{asked[1] or 'what is recommended'} and the baseline answer the same prompt …")
 
     def action_apply(self) -> None:
         """Ask for a name, then put the recommendation to use."""
@@ -343,20 +382,18 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         elif not best or best.get("keep_default"):
             self.notify(plain(str(best.get("words", "Nothing is recommended."))), markup=False)
         elif not self.chimera.must_wait("it can be applied"):
-            self._ask("apply", "", "a name for it: of the derived model, or of a preset of yours")
+            placeholder = "a name for it: of the derived model, or of a preset of yours"
+            self._ask("apply", "", placeholder, (update.run.id, ""))
 
-    def _apply(self, name: str) -> None:
-        update = self.compared
-        if update is None:
+    def _apply(self, run: Run, name: str) -> None:
+        if self.chimera.must_wait("it can be applied"):
             return
         begun = self.chimera.command(
-            f"application of run {update.run.id}", "apply", update.run.id, "--as", name, "--json",
-            then=partial(applied, self.chimera), goes_on=f"What run {update.run.id} recommends is being applied",
+            f"application of run {run.id}", "apply", run.id, "--as", name, "--json",
+            then=partial(applied, self.chimera), goes_on=f"What run {run.id} recommends is being applied",
         )  # fmt: skip
         if begun:
-            self._begun(f"applying what run {update.run.id} recommends as {plain(name)} …")
-        else:
-            self.notify("It is being applied.", markup=False)
+            self._begun(f"applying what run {run.id} recommends as {plain(name)} …")
 
     def _begun(self, text: str) -> None:
         """Say what takes its time now, here and in the log."""
@@ -381,9 +418,10 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
 
 
 def wanted(state: LiveState) -> tuple[str, ...]:
-    """The comparison of the draft as the command line takes it; there is a server to compare on."""
+    """The comparison of the draft as the command line takes it; nothing where there is no server to compare on."""
     draft, target = state.draft, state.target
-    assert target is not None
+    if target is None:
+        return ()
     typed = [part for name in OPTION_NAMES if name in draft.values for part in (flag(name), draft.values[name])]
     return ("sweep", *typed, "--objective", draft.objective, *server_flags(target))
 
@@ -391,32 +429,39 @@ def wanted(state: LiveState) -> tuple[str, ...]:
 def planned(app: ChimeraApp, of: tuple[str, ...], said: Said) -> None:
     """Show a plan, unless something else is wanted by now."""
     draft = app.state.draft
-    if app.state.target is None or wanted(app.state) != of:
-        if draft.said == LOOKING:
-            draft.said = UNPLANNED
+    if wanted(app.state) != of:
         return
     if said.code:
-        draft.said = said.problem
+        draft.say(said.problem, of)
+        draft.drawn = None
         return
-    draft.drawn, draft.of = said.document, of
-    draft.said = f"{plan_text(draft.drawn)}\n\ns starts it."
+    drawn = said.document
+    draft.say(f"{plan_text(drawn)}\n\ns starts it.", of)
+    draft.drawn = drawn
 
 
-def begun(app: ChimeraApp, plan: str, said: Said) -> None:
+def begun(app: ChimeraApp, of: tuple[str, ...], plan: str, said: Said) -> None:
     """Follow the comparison that was started; else keep its plan, and say why there is none."""
     run_id = app.begun(said)
-    app.state.draft.said = plan if run_id is not None else said.problem
+    if wanted(app.state) == of:
+        app.state.draft.say(plan if run_id is not None else said.problem, of)
     if run_id is not None:
-        app.state.draft.left = None
         app.tell(f"comparison: run {run_id}")
 
 
-def answered(app: ChimeraApp, said: Said) -> None:
-    """Show two answers."""
-    if said.code not in {0, 1} or not said.out:
+def answered(app: ChimeraApp, asked: Asked, said: Said) -> None:
+    """Keep two answers, and show them to somebody who waits for them; else tell where they are."""
+    document = said.document if said.out else None
+    if said.code not in {0, 1} or not document:
         app.tell(said.problem, "error")
-    if said.out and said.code in {0, 1, 3}:  # 3: the server could not be put back after both answers
-        app.push_screen(Outputs(said.document))
+    if not document:
+        return
+    app.state.answers[asked], app.state.unread = document, asked
+    if isinstance(app.screen, Tune) and app.screen.has_room_for(asked):
+        app.screen.show_answers(asked)
+        return
+    app.tell(f"Two settings of run {asked[0]} have answered: o on the Tune screen (t) shows it.", "notice")
+    app.refresh_bindings()
 
 
 def applied(app: ChimeraApp, said: Said) -> None:
