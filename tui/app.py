@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 from textual import on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
@@ -26,6 +27,7 @@ from chimera.domain.preset import Preset
 from chimera.domain.run import Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
+from chimera.errors import ConfigError
 from chimera.telemetry.loaded import changed_models
 from chimera.widgets import format
 
@@ -39,6 +41,7 @@ from .messages import (
     ServerSeen,
     ServersFound,
     SnapshotTaken,
+    TerminalLost,
     Told,
     Worked,
 )
@@ -48,6 +51,10 @@ from .state import OVER, Ended, LiveState
 
 def open_ui(options: UiOptions) -> int:
     """Run the UI until the user leaves; says on the way out what goes on without it. Returns the exit code."""
+    if "TEXTUAL_DRIVER" not in os.environ:  # which shows it elsewhere, in a browser say
+        for descriptor, name in ((0, "stdin"), (2, "stderr")):
+            if not os.isatty(descriptor):
+                raise ConfigError(f"The UI needs a terminal, and {name} is none. `chimera status --watch` prints text.")
     app = ChimeraApp(options)
     app.run()
     if app.journal_thread is not None:
@@ -124,6 +131,15 @@ class ChimeraApp(App[None]):
         self.journal.follow(options.attach)
         if options.embedded:
             self.state.target = Target("embedded", assume_yes=True)
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own; on Unix one that sees when the terminal has gone."""
+        chosen = super().get_driver_class()
+        if chosen.__name__ != "LinuxDriver":
+            return chosen
+        from .terminal import Terminal
+
+        return Terminal
 
     def on_mount(self) -> None:
         """Start the threads; the first paint does not wait for them."""
@@ -334,6 +350,16 @@ class ChimeraApp(App[None]):
             self.tell(said.problem, "error")
         else:
             self.state.figures[end] = said.document.get("agents") or {}
+
+    @on(TerminalLost)
+    def _terminal_lost(self) -> None:
+        """Leave, as if the terminal had hung up; a run goes on."""
+        self.exit(return_code=4)
+
+    @on(Driver.SignalResume)
+    def _resumed(self) -> None:
+        """Paint everything: the shell has written over it."""
+        self.refresh(layout=True)
 
     @on(Told)
     def _told(self, message: Told) -> None:
