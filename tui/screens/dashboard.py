@@ -37,6 +37,7 @@ class Dashboard(Screen[None]):
     """Panels over the live state; they repaint what changed and nothing else."""
 
     AUTO_FOCUS = ""  # every key means what the footer says
+    ALLOW_IN_MAXIMIZED_VIEW = "KeyBar"
     CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "freeze", "Freeze", show=False, tooltip="Charts stand still; readings go on"),
