@@ -133,6 +133,7 @@ def test_the_ui_can_be_put_to_sleep_and_comes_back(tmp_path: Path) -> None:
         terminal.press("one", "?")
         terminal.wait("one", lambda text: "run one of your own" in text, 10)
         terminal.press("one", "Escape")
+        terminal.wait("one", lambda text: "run one of your own" not in text, 10)
         terminal.press("one", "q")
         terminal.wait("one", lambda text: "Throughput" not in text, 10)
         terminal.press("one", "echo code=$?", "Enter")

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import Any, ClassVar, Literal
 
@@ -89,9 +90,8 @@ class ChimeraApp(App[None]):
     """Watches and steers; measures nothing itself."""
 
     TITLE = "Chimera"
-    # The waiver: Textual's table has a wider value type, and a dict may not be narrowed.
-    MODES: ClassVar[dict[str, type[Screen[None]]]] = {"dashboard": Dashboard}  # type: ignore[assignment]
-    DEFAULT_MODE = "dashboard"
+    # A screen's own file has Textual parse all styles a second time, which here the first paint would wait for.
+    CSS_PATH = Path(__file__).with_name("screens") / "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(digit), f"preset({digit})", "Preset", show=False, tooltip="Run the preset on this key")
@@ -131,6 +131,10 @@ class ChimeraApp(App[None]):
         self.journal.follow(options.attach)
         if options.embedded:
             self.state.target = Target("embedded", assume_yes=True)
+
+    def get_default_screen(self) -> Dashboard:
+        """What stands under all other screens."""
+        return Dashboard()
 
     def get_driver_class(self) -> type[Driver]:
         """Textual's own; on Unix one that sees when the terminal has gone."""

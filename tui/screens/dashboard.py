@@ -38,7 +38,6 @@ class Dashboard(Screen[None]):
 
     AUTO_FOCUS = ""  # every key means what the footer says
     ALLOW_IN_MAXIMIZED_VIEW = "KeyBar"
-    CSS_PATH = "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "freeze", "Freeze", show=False, tooltip="Charts stand still; readings go on"),
         Binding("plus,equals_sign", "zoom(1)", "Longer", show=False, tooltip="The charts show a longer time"),
