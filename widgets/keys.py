@@ -35,8 +35,7 @@ class Key(NamedTuple):
 class KeyBar(Widget):
     """Leaves out what does not fit: first what stands last, which the app's own keys do.
 
-    Textual's footer is a widget a key, made anew when any of them changes, which was a sixth of the time to the first
-    paint.
+    Textual's footer is a widget for each key, all made anew when any of them changes, and comes after the first paint.
     """
 
     ALLOW_SELECT = False
