@@ -67,6 +67,8 @@ def open_ui(options: UiOptions) -> int:
 
 
 IDLE_PAINT_S = 0.95
+SETTLED_S = 4.0
+"""What the threads import is there by then."""
 NOTES: dict[str, Literal["information", "warning", "error"]] = {
     "notice": "information",
     "warn": "warning",
@@ -159,6 +161,8 @@ class ChimeraApp(App[None]):
             self.look_for_servers(self.options.server)
         else:
             self._inspect(self.state.target)
+        # What is there by then stays: looked through for cycles now and again, it held up a key by 60 to 90 ms.
+        self.set_timer(SETTLED_S, gc.freeze)
 
     def on_unmount(self) -> None:
         """The threads may end."""
