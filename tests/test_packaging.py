@@ -105,3 +105,10 @@ def test_what_the_ui_imports_before_its_first_paint_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == []
+
+
+def test_what_is_read_and_followed_is_imported_after_the_first_paint() -> None:
+    code = "import sys, chimera.tui.app; print(*sorted(name for name in sys.modules if name.startswith('chimera.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not {"chimera.domain.telemetry", "chimera.runner.follow", "chimera.store.journal"} & {*done.stdout.split()}

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from textual import on, work
 from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
+from textual.driver import Driver
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
@@ -26,6 +28,7 @@ from chimera.domain.preset import Preset
 from chimera.domain.run import Run, Target
 from chimera.domain.server import ServerInfo
 from chimera.domain.text import plain
+from chimera.errors import ConfigError
 from chimera.telemetry.loaded import changed_models
 from chimera.widgets import format
 
@@ -39,6 +42,7 @@ from .messages import (
     ServerSeen,
     ServersFound,
     SnapshotTaken,
+    TerminalLost,
     Told,
     Worked,
 )
@@ -51,6 +55,10 @@ if TYPE_CHECKING:
 
 def open_ui(options: UiOptions) -> int:
     """Run the UI until the user leaves; says on the way out what goes on without it. Returns the exit code."""
+    if "TEXTUAL_DRIVER" not in os.environ:  # which shows it elsewhere, in a browser say
+        for descriptor, name in ((0, "stdin"), (2, "stderr")):
+            if not os.isatty(descriptor):
+                raise ConfigError(f"The UI needs a terminal, and {name} is none. `chimera status --watch` prints text.")
     app = ChimeraApp(options)
     app.run()
     if app.journal_thread is not None:
@@ -63,6 +71,8 @@ def open_ui(options: UiOptions) -> int:
 
 IDLE_PAINT_S = 0.95
 FIGURES = "computation of figures"
+SETTLED_S = 4.0
+"""What the threads import is there by then."""
 NOTES: dict[str, Literal["information", "warning", "error"]] = {
     "notice": "information",
     "warn": "warning",
@@ -86,9 +96,8 @@ class ChimeraApp(App[None]):
     """Watches and steers; measures nothing itself."""
 
     TITLE = "Chimera"
-    # The waiver: Textual's table has a wider value type, and a dict may not be narrowed.
-    MODES: ClassVar[dict[str, type[Screen[None]]]] = {"dashboard": Dashboard}  # type: ignore[assignment]
-    DEFAULT_MODE = "dashboard"
+    # A screen's own file has Textual parse all styles a second time, which here the first paint would wait for.
+    CSS_PATH = Path(__file__).with_name("screens") / "dashboard.tcss"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(digit), f"preset({digit})", "Preset", show=False, tooltip="Run the preset on this key")
@@ -129,6 +138,19 @@ class ChimeraApp(App[None]):
         if options.embedded:
             self.state.target = Target("embedded", assume_yes=True)
 
+    def get_default_screen(self) -> Dashboard:
+        """What stands under all other screens."""
+        return Dashboard()
+
+    def get_driver_class(self) -> type[Driver]:
+        """Textual's own; on Unix one that sees when the terminal has gone."""
+        chosen = super().get_driver_class()
+        if chosen.__name__ != "LinuxDriver":
+            return chosen
+        from .terminal import Terminal
+
+        return Terminal
+
     def on_mount(self) -> None:
         """Start the threads; the first paint does not wait for them."""
         self.set_interval(self.paint_s, self._tick)
@@ -143,6 +165,8 @@ class ChimeraApp(App[None]):
             self.look_for_servers(self.options.server)
         else:
             self._inspect(self.state.target)
+        # What is there by then stays: looked through for cycles now and again, it held up a key by 60 to 90 ms.
+        self.set_timer(SETTLED_S, gc.freeze)
 
     def on_unmount(self) -> None:
         """The threads may end."""
@@ -349,6 +373,16 @@ class ChimeraApp(App[None]):
             self.tell(said.problem, "error")
         else:
             self.state.figures[end] = said.document.get("agents") or {}
+
+    @on(TerminalLost)
+    def _terminal_lost(self) -> None:
+        """Leave, as if the terminal had hung up; a run goes on."""
+        self.exit(return_code=4)
+
+    @on(Driver.SignalResume)
+    def _resumed(self) -> None:
+        """Paint everything: the shell has written over it."""
+        self.refresh(layout=True)
 
     @on(Told)
     def _told(self, message: Told) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from chimera.domain.run import Run, RunState, Target
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import ServerSample
 from chimera.errors import ChimeraError
 from chimera.telemetry.loaded import Loaded
 from chimera.telemetry.polling import ServerPoll
@@ -35,6 +34,7 @@ from .messages import (
 if TYPE_CHECKING:
     from textual.message import Message
 
+    from chimera.domain.telemetry import ServerSample
     from chimera.runner.follow import Follower
     from chimera.store.journal import Journal
 

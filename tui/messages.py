@@ -11,12 +11,12 @@ from textual.message import Message
 from chimera.domain.readings import Reading
 from chimera.domain.run import Progress, Run, Target
 from chimera.domain.server import ModelInfo, ServerInfo
-from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
-from chimera.runner.follow import Update
 from chimera.telemetry.loaded import Loaded
 
 if TYPE_CHECKING:
     from chimera.diagnosis.evidence import EngineStart
+    from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
+    from chimera.runner.follow import Update
 
 
 @dataclass
@@ -98,3 +98,7 @@ class Worked(Message):
 
     run: Run | None
     progress: Progress | None
+
+
+class TerminalLost(Message):
+    """Nobody can see or type any more."""

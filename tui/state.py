@@ -12,9 +12,7 @@ from chimera.domain.measurement import Measurement
 from chimera.domain.readings import Missing, Reading, number
 from chimera.domain.run import ENDED, Progress, Run, RunState, Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
-from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
 from chimera.domain.text import plain
-from chimera.runner.follow import Update
 from chimera.telemetry.alerts import AlertBook, Mark
 from chimera.telemetry.loaded import Loaded
 
@@ -22,6 +20,8 @@ from .feeds import ACTIVE, Watched
 
 if TYPE_CHECKING:
     from chimera.diagnosis.evidence import EngineStart
+    from chimera.domain.telemetry import ServerSample, Snapshot, VramParts
+    from chimera.runner.follow import Update
 
 OVER: frozenset[RunState] = ENDED | {"crashed"}
 """States in which a run stays until somebody does something."""

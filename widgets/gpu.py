@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from chimera.domain.readings import Missing, Reading, Source, number
-from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
 from chimera.telemetry.reasons import BY_ID, describe_xid, severity_order
 
 from . import format
 from .grid import LABEL, VALUE, Grid
 from .panel import Panel
 from .rows import EMPTY, Line, Row, Tone, meter, stacked, wrap
+
+if TYPE_CHECKING:
+    from chimera.domain.telemetry import GpuInfo, GpuSample, GpuState, Throttle, VramParts
 
 SHORT: dict[str, str] = {
     "app-clocks": "clocks set by hand",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from chimera.domain.readings import Reading, number
-from chimera.domain.telemetry import HostSample
 
 from . import format
 from .grid import LABEL, VALUE, Grid
 from .panel import Panel
 from .rows import Line, Row, Tone, cells, clean
+
+if TYPE_CHECKING:
+    from chimera.domain.telemetry import HostSample
 
 LEVELS = "▁▂▃▄▅▆▇█"
 CALM_GOVERNORS = frozenset({"performance", "schedutil", "ondemand"})

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
+from textual.dom import DOMNode
 from textual.geometry import Region, Size
 from textual.strip import Strip
 from textual.widget import Widget
 
-from .rows import EMPTY, TONES, Row, Tone, changed_columns, clean, margins
+from .rows import EMPTY, Row, Tone, changed_columns, clean, margins
 
 FEW_COLOURS: dict[Tone, str] = {"error": "#ff5555", "warn": "#ffff55", "notice": "#55ffff", "good": "#00aa00"}
 """Where a terminal has 16 colours, those of its own: a theme's tints are pale, and the nearest to its red is grey."""
@@ -25,7 +26,6 @@ class Panel(Widget, can_focus=True):
     differ, so that nothing is sent when nothing changed. While its screen is covered a panel builds nothing.
     """
 
-    COMPONENT_CLASSES: ClassVar[set[str]] = {f"panel--{tone}" for tone in TONES}
     ALLOW_SELECT = False
 
     DEFAULT_CSS = """
@@ -138,7 +138,12 @@ class Panel(Widget, can_focus=True):
         """The style of a tone under the theme in force."""
         style = self._tones.get(tone)
         if style is None:
-            style = self.get_component_rich_style(f"panel--{tone}")
+            # Not one of `COMPONENT_CLASSES`: Textual works out all of those, 17 here, for each panel and each time that
+            # its own style changes, which was a third of the time to the first paint. A panel uses a few.
+            part = DOMNode(classes=f"panel--{tone}")
+            part._attach(self)
+            self.app.stylesheet.apply(part)
+            style = part.rich_style
             if tone in FEW_COLOURS and self.app.console.color_system == "standard" and not self.app.no_color:
                 style += Style(color=FEW_COLOURS[tone])
             self._tones[tone] = style

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from chimera.domain.options import OPTION_NAMES
 from chimera.domain.readings import Missing, number
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
-from chimera.domain.telemetry import LoadedModel, ServerSample
 
 from . import format
 from .panel import Panel
 from .rows import Line, Row, cells, clean, wrap
+
+if TYPE_CHECKING:
+    from chimera.domain.telemetry import LoadedModel, ServerSample
 
 NARROW = 28
 LABEL = 10

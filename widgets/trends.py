@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from chimera.domain.readings import Reading, number
-from chimera.domain.telemetry import GpuSample, Snapshot
 
 from . import format
 from .chart import Plot, TimeChart
 from .rows import Line, Row, clean
+
+if TYPE_CHECKING:
+    from chimera.domain.telemetry import GpuSample, Snapshot
 
 GIB = 1024**3
 

@@ -98,14 +98,19 @@ def ticker(text: str) -> None:
 
 @contextmanager
 def _unheard() -> Iterator[None]:
-    """Narration that nobody can read any more is dropped, with what is still buffered: Python would end with 120."""
+    """Narration that nobody can read any more is dropped."""
     try:
         yield
     except OSError:
-        with suppress(OSError):
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, sys.stderr.fileno())
-            os.close(nowhere)
+        drop_stderr()
+
+
+def drop_stderr() -> None:
+    """Nobody reads stderr any more: what is still buffered goes nowhere, or Python would end with 120 over it."""
+    with suppress(OSError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
 
 
 def _width() -> int:

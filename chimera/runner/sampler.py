@@ -327,9 +327,7 @@ def _lists(
     return list(read.values())
 
 
-def _with_ended(
-    lists: Sequence[tuple[GpuProcess, ...]], begun: GpuCounters | None
-) -> list[tuple[GpuProcess, ...]]:
+def _with_ended(lists: Sequence[tuple[GpuProcess, ...]], begun: GpuCounters | None) -> list[tuple[GpuProcess, ...]]:
     """Each list with the programs of the one before it, the one at the first request included, that have ended since.
 
     The driver tells nothing more of them, so they are taken to have computed on as they did when they were last seen:

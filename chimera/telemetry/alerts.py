@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from chimera.domain.readings import Missing, number
-from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, ServerSample, Snapshot
 
 from .reasons import BY_ID, Weight, describe_xid
+
+if TYPE_CHECKING:
+    from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, ServerSample, Snapshot
 
 THROTTLED_SHARE = 0.01
 """A reason that held for more of the window than this counts."""

@@ -9,10 +9,10 @@ from chimera.domain.options import Options
 from chimera.domain.readings import Missing
 from chimera.domain.run import Target
 from chimera.domain.server import Effective, ModelInfo, ServerInfo
-from chimera.domain.telemetry import LoadedModel, ServerSample
 from chimera.errors import ChimeraError
 
 if TYPE_CHECKING:
+    from chimera.domain.telemetry import LoadedModel, ServerSample
     from chimera.model.shape import ModelShape
 
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from chimera.domain.readings import Missing
 from chimera.domain.server import ServerInfo
-from chimera.domain.telemetry import ServerSample
 
 if TYPE_CHECKING:
+    from chimera.domain.telemetry import ServerSample
+
     from .serverwatch import ServerWatch
 
 SOON_S, SOON = 0.25, 8
@@ -52,6 +53,8 @@ class ServerPoll:
 
     def read(self, now: float) -> ServerSample:
         """The newest sample, at once; `Collector` asks for it."""
+        from chimera.domain.telemetry import ServerSample  # the UI paints before it needs what is read
+
         return self._latest or ServerSample(at=now)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from textual.css.stylesheet import Stylesheet
 
 from chimera.cli.ui import UiOptions, parse_ui
 from chimera.domain.run import Target
@@ -40,6 +41,13 @@ async def test_every_size_shows_what_matters(size: tuple[int, int]) -> None:
         text = screen_text(app)
         for wanted in ("tok/s", "Time to first", "GPU", "Host", "Server", "k7f2", "Log", "Pause", "Leave"):
             assert wanted in text, f"{wanted} is not on the screen at {size}"
+
+
+async def test_the_start_parses_no_style_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed_again: list[Stylesheet] = []
+    monkeypatch.setattr(Stylesheet, "reparse", parsed_again.append)
+    async with QuietApp().run_test(size=(120, 40)):
+        assert parsed_again == []
 
 
 async def test_without_a_gpu_the_panel_says_why() -> None:

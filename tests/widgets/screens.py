@@ -25,6 +25,19 @@ def screen_text(app: App[Any]) -> str:
     return "\n".join(strip.text.rstrip() for strip in strips) + "\n"
 
 
+def recorded(target: object, method: str) -> list[tuple[object, ...]]:
+    """The arguments of every later call of a method, which still does its work."""
+    calls: list[tuple[object, ...]] = []
+    real = getattr(target, method)
+
+    def record(*args: object, **kwargs: object) -> object:
+        calls.append(args)
+        return real(*args, **kwargs)
+
+    setattr(target, method, record)
+    return calls
+
+
 class Counting(App[None]):
     """Counts what would be written to a terminal, which a headless app does not write."""
 

@@ -15,24 +15,11 @@ from chimera.widgets.rows import text_of
 
 from . import data
 from .board import Board
-from .screens import Alone, Counting, screen_text
+from .screens import Alone, Counting, recorded, screen_text
 
 
 class CountedBoard(Board, Counting):
     pass
-
-
-def recorded(target: object, method: str) -> list[tuple[object, ...]]:
-    """The arguments of every later call of a method, which still does its work."""
-    calls: list[tuple[object, ...]] = []
-    real = getattr(target, method)
-
-    def record(*args: object, **kwargs: object) -> object:
-        calls.append(args)
-        return real(*args, **kwargs)
-
-    setattr(target, method, record)
-    return calls
 
 
 def test_panels_load_nothing_heavy() -> None:

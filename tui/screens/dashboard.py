@@ -37,7 +37,7 @@ class Dashboard(Screen[None]):
     """Panels over the live state; they repaint what changed and nothing else."""
 
     AUTO_FOCUS = ""  # every key means what the footer says
-    CSS_PATH = "dashboard.tcss"
+    ALLOW_IN_MAXIMIZED_VIEW = "KeyBar"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("f", "freeze", "Freeze", show=False, tooltip="Charts stand still; readings go on"),
         Binding("plus,equals_sign", "zoom(1)", "Longer", show=False, tooltip="The charts show a longer time"),
