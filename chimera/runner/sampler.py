@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chimera.diagnosis.thresholds import limit
+from chimera.diagnosis.views import engine_gpus
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, Reading, number
 from chimera.domain.server import ServerInfo
@@ -276,12 +277,14 @@ def session_facts(
     if limits:
         facts["power_limit_w"] = sum(limits)
     begun = {one.uuid: one for one in before}
+    lists = {uuid: _lists(samples, begun.get(uuid), ends.get(uuid)) for uuid, samples in by_gpu.items()}
+    told = {uuid: _with_ended(found, begun.get(uuid)) for uuid, found in lists.items()}
     others = [
         share
-        for uuid, samples in by_gpu.items()
+        for uuid in engine_gpus(told, engines)
         if instances == 1
-        and not _silent(samples, lists := _lists(samples, begun.get(uuid), ends.get(uuid)))
-        and (share := _others(_with_ended(lists, begun.get(uuid)), engines)) is not None
+        and not _silent(by_gpu[uuid], lists[uuid])
+        and (share := _others(told[uuid], engines)) is not None
     ]
     if others:
         facts["foreign_gpu_percent"] = max(others)

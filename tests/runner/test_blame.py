@@ -107,6 +107,23 @@ def test_a_driver_that_names_nobody_on_a_busy_gpu_cannot_tell_who_is_there() -> 
     assert session_facts(both, tokens=10)["foreign_gpu_percent"] == 0.0, "of the GPU that is known"
 
 
+@pytest.mark.parametrize(
+    ("there", "percent"),
+    [
+        pytest.param((), 0.0, id="the engine is on the first GPU only"),
+        pytest.param((IDLE,), 0.0, id="it has opened the second one, as llama.cpp does, and computes nothing there"),
+        pytest.param((ENGINE,), 20.0, id="its layers are on both"),
+    ],
+)
+def test_a_program_on_a_gpu_that_the_engine_does_not_use_takes_nothing_of_it(
+    there: tuple[GpuProcess, ...], percent: float
+) -> None:
+    seen = [snapshot(at) for at in (0.0, 1.0)]
+    second = replace(seen[0].gpus.samples[0], uuid="GPU-2", processes=(*there, GAME))
+    both = [replace(one, gpus=replace(one.gpus, samples=(*one.gpus.samples, second))) for one in seen]
+    assert session_facts(both, tokens=10)["foreign_gpu_percent"] == percent
+
+
 def test_the_engine_of_a_session_that_had_no_end_is_no_stranger_in_the_next_one() -> None:
     def facts(first: tuple[int, ...], started: int | None) -> dict[str, Any]:
         watch = Sampler(cast("Any", None), "r1")
