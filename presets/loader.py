@@ -161,20 +161,8 @@ def write_preset(preset: Preset, folder: Path | None = None, *, replace: bool = 
         ConfigError: the name is not safe as a file's name, the name or digit is taken, a value is out of range, the
             file exists and `replace` is off, or it cannot be written.
     """
-    import tomli_w
-
     folder = user_folder() if folder is None else folder
-    data = _table(preset)
-    from .schema import USER_DIGITS, faults
-
-    # The name is checked before it is used as a part of a path.
-    for path, message in faults(data, USER_DIGITS):
-        raise ConfigError(f"The preset {plain(preset.name)[:80]} cannot be written: {'.'.join(path)} {message}")
-    target = folder / f"{preset.name}.toml"
-    text = tomli_w.dumps(data, multiline_strings=True)
-    others = [other for other in all_presets(folder).presets if other.origin != str(target)]
-    for problem in _Text(target, text, data).clashes(others):
-        raise ConfigError(str(problem))
+    target, text = check_preset(preset, folder)
     if target.exists() and not replace:
         raise ConfigError(f"{plain(str(target))}: exists already. Choose another name, or say that it may be replaced.")
     try:
@@ -183,6 +171,30 @@ def write_preset(preset: Preset, folder: Path | None = None, *, replace: bool = 
     except OSError as error:
         raise ConfigError(f"{plain(str(target))}: cannot be written ({error.strerror}).") from error
     return target
+
+
+def check_preset(preset: Preset, folder: Path | None = None) -> tuple[Path, str]:
+    """The file that a preset of the user's would be, and its text; writes nothing.
+
+    Raises:
+        ConfigError: the name is not safe as a file's name, the name or digit is taken by another file, or a value is
+            out of range.
+    """
+    import tomli_w
+
+    from .schema import USER_DIGITS, faults
+
+    folder = user_folder() if folder is None else folder
+    data = _table(preset)
+    # The name is checked before it is used as a part of a path.
+    for path, message in faults(data, USER_DIGITS):
+        raise ConfigError(f"The preset {plain(preset.name)[:80]} cannot be written: {'.'.join(path)} {message}")
+    target = folder / f"{preset.name}.toml"
+    text = tomli_w.dumps(data, multiline_strings=True)
+    others = [other for other in all_presets(folder).presets if other.origin != str(target)]
+    for problem in _Text(target, text, data).clashes(others):
+        raise ConfigError(str(problem))
+    return target, text
 
 
 def _answers(preset: Preset, wanted: str) -> bool:

@@ -255,7 +255,7 @@ class ChimeraApp(App[None]):
                 self._inspect(run.target)
         if progress is not None and progress.stage == "loading" and stage != "loading" and run.target.url is None:
             self.state.book.mark(now, "load", "the engine of this run")
-        if run.state == "crashed" and before != "crashed":
+        if run.state == "crashed" and before != "crashed" and run.resumable:
             self.tell(f"run {run.id}: its worker is gone. `chimera resume {run.id}` goes on where it was.", "warn")
         if before in feeds.ACTIVE and run.state not in feeds.ACTIVE and self.state.target is not None:
             self._inspect(self.state.target)  # settings were put back

@@ -325,7 +325,8 @@ def _worked_on(journal: Journal) -> Run | None:
 
 def _first(journal: Journal) -> str | None:
     """What to show at the start: the run that is worked on, else the newest that crashed and waits to be resumed."""
-    run = _worked_on(journal) or next((one for one in journal.runs(limit=20) if one.state == "crashed"), None)
+    newest = (one for one in journal.runs(limit=20) if one.state == "crashed" and one.resumable)
+    run = _worked_on(journal) or next(newest, None)
     return run.id if run is not None else None
 
 

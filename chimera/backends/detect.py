@@ -230,7 +230,7 @@ def open_backend(target: Target) -> Backend:
     if target.kind == "llama_server" and target.command:
         from .llama_server import StartedLlamaServer
 
-        return StartedLlamaServer(target.command)
+        return StartedLlamaServer(target.command, target.folder)
     if target.url is None:
         raise ConfigError(f"No address for the {target.kind} server: give one with --server URL.")
     url = normalise_url(target.url)

@@ -33,10 +33,13 @@ def python_program(name: str) -> list[str]:
 class EngineProcess:
     """One child process that ends when its standard input closes, so that it never outlives us."""
 
-    def __init__(self, command: Sequence[str], *, env: Mapping[str, str] | None = None) -> None:
-        """The command, and what its environment has beside ours."""
+    def __init__(
+        self, command: Sequence[str], *, env: Mapping[str, str] | None = None, folder: str | None = None
+    ) -> None:
+        """The command, what its environment has beside ours, and the folder that it runs in where it is not ours."""
         self._command = tuple(command)
         self._env = {**os.environ, **env} if env else None
+        self._folder = folder
         self._process: asyncio.subprocess.Process | None = None
         self._reader: asyncio.Task[None] | None = None
         self._loading = True
@@ -58,6 +61,7 @@ class EngineProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 env=self._env,
+                cwd=self._folder,
             )
         except OSError as error:
             raise BackendUnavailable(f"{self._command[0]} could not be started: {error.strerror or error}.") from error

@@ -87,7 +87,7 @@ _FLAG_OF: Final[dict[str, str]] = {
 }
 
 
-_SAVES_PROMPTS: Final = "Without --cache-ram 0 the prompt before is saved when a new one comes: that stands as queue."
+_SAVES_PROMPTS: Final = "Without --cache-ram 0, the prompt before is saved when a new one comes: that stands as queue."
 """It does so when a request has its slot and before it answers with headers, also for a request without a cache."""
 
 
@@ -459,11 +459,13 @@ class StartedLlamaServer(OwnedEngine):
 
     kind: ServerKind = "llama_server"
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], folder: str | None = None) -> None:
+        """The command, and the folder that its paths are seen from; None: the current one."""
         super().__init__()
         if not command:
             raise ConfigError("No command for llama-server. Give the program and its flags, at least -m MODEL.")
         self._command = tuple(command)
+        self._folder = folder
         self._fixed = read_flags(self._command[1:])
         self._known: frozenset[str] | None = None
         self._help = ""
@@ -490,7 +492,8 @@ class StartedLlamaServer(OwnedEngine):
         """The model that its flags name, with what its file or the running server says of it."""
         path = self._fixed.get("model")
         if path:
-            return await asyncio.to_thread(_with_file, ModelInfo(name=short_name(path)), Path.cwd() / path)
+            file = Path(self._folder or "") / path
+            return await asyncio.to_thread(_with_file, ModelInfo(name=short_name(path)), file)
         if self._started is None:
             return ModelInfo(name="llama-server's model")
         listed = (await self._started.endpoint.models()).data
@@ -514,6 +517,7 @@ class StartedLlamaServer(OwnedEngine):
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.STDOUT,
+                cwd=self._folder,
             )
         except OSError as error:
             raise ConfigError(
@@ -554,7 +558,7 @@ class StartedLlamaServer(OwnedEngine):
     async def _start(self, options: Options) -> Started:
         await self._probe()
         port = _free_port()
-        process = EngineProcess([*python_program("leash"), *self.arguments(options, port)])
+        process = EngineProcess([*python_program("leash"), *self.arguments(options, port)], folder=self._folder)
         line = await process.start(_PROBE_S)
         endpoint = LlamaEndpoint(f"http://127.0.0.1:{port}")
         try:

@@ -83,7 +83,8 @@ def _target(run: Run, server: str | None, model: str | None) -> Target:
     from dataclasses import replace
 
     target = find_target(server, model, embedded=False) if server else run.target
-    return replace(target, model=model or target.model or run.target.model)
+    named = run.target.model if target.kind == run.target.kind else None
+    return replace(target, model=model or target.model or named)
 
 
 def _said(drawn: Application, made: str) -> None:

@@ -400,8 +400,10 @@ def _emit(found: list[Examination]) -> None:
     for one in found:
         if one.run is not None:
             emit(f"run     {one.run.id}  {one.run.preset or one.run.kind}  {one.run.state}")
+            if one.run.error:
+                emit(f"        {plain(one.run.error)}")
     rows = _worst_first(found)
-    if not rows:
+    if not rows and not any(one.run is not None and one.run.state == "failed" for one in found):
         emit("\nNothing was found.")
     for finding, run in rows:
         _emit_finding(finding, run, _numbers(found, run))

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import shlex
+from pathlib import Path
 
 from chimera.domain.run import Target
 from chimera.errors import BackendUnavailable, ConfigError
+
+
+def _folder() -> str | None:
+    """The current folder; None where it was deleted."""
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return None
 
 
 def find_target(
@@ -30,7 +39,7 @@ def find_target(
             raise ConfigError(f"--start {start}: {error}. Give it as one would type it in a shell.") from error
         if not command:
             raise ConfigError('--start is empty: give the command, like --start "llama-server -m model.gguf".')
-        return Target("llama_server", command=command, assume_yes=True)
+        return Target("llama_server", command=command, folder=_folder(), assume_yes=True)
     from chimera.backends.detect import detect, explain
 
     detection = asyncio.run(detect(server))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from chimera.domain.run import ENDED, RESUMABLE, Run
+from chimera.domain.run import ENDED, Run
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
 
@@ -168,7 +168,7 @@ def attach(
         found = journal.run(ref)
         ended, code = narrate.follow_to_end(journal, found.id)
         show_run(journal, ended, json, measurements)
-        if ended.state == "crashed":
+        if ended.state == "crashed" and ended.resumable:
             say(f"run {ended.id}: its worker is gone; `chimera resume {ended.id}` goes on where it was.")
     finally:
         journal.close()
@@ -220,7 +220,7 @@ def resume(ref: RunRef = "last", detach: Annotated[bool, typer.Option("--detach"
             raise ConfigError(
                 f"run {found.id} is an import: what was cut off is begun anew with `chimera runs import`."
             )
-        if found.state not in RESUMABLE:
+        if not found.resumable:
             raise ConfigError(f"run {found.id} is {found.state}: there is nothing left to do in it.")
         follow(journal, found, detach=detach, json=json)
     finally:

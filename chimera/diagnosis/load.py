@@ -17,6 +17,7 @@ from .views import (
     by_time,
     crowds,
     duration,
+    engine_gpus,
     focus,
     foreign_share,
     gpu_load,
@@ -157,8 +158,12 @@ def _gpu(evidence: EvidenceSet) -> list[Cause]:
     ours = evidence.engine_pids | evidence.own_pids
     found: list[Cause] = []
     names: set[str] = set()
-    for samples in gpu_load(evidence).values():
-        looks = _foreign_sm(samples, ours)
+    busy = gpu_load(evidence)
+    lists = {
+        uuid: [one.processes for one in samples if isinstance(one.processes, tuple)] for uuid, samples in busy.items()
+    }
+    for uuid in engine_gpus(lists, evidence.engine_pids):
+        looks = _foreign_sm(busy[uuid], ours)
         mine = {name for _, value, name in looks if value > 0}
         names |= mine
         if len(looks) >= 2 and (share := fmean(value for _, value, _ in looks)) >= limit("foreign-sm"):
@@ -201,7 +206,8 @@ def _foreign_sm(samples: Sequence[GpuSample], ours: frozenset[int]) -> list[tupl
         others = [
             (value, each.name or f"pid {each.pid}")
             for each in sample.processes
-            if each.pid not in ours and (value := number(each.sm_percent)) is not None
+            # One that cannot be tied to a process seen from here may be the engine itself.
+            if each.pid not in ours and each.name != "?" and (value := number(each.sm_percent)) is not None
         ]
         # The driver's rows can be garbage: no sum is above the whole GPU.
         total = min(100.0, sum(value for value, _ in others if value <= 100))

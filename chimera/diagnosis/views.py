@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, pstdev
 from urllib.parse import urlsplit
@@ -14,7 +14,7 @@ from chimera.domain.finding import Evidence
 from chimera.domain.options import Options
 from chimera.domain.readings import Reading, Source, number
 from chimera.domain.server import ModelInfo
-from chimera.domain.telemetry import GpuInfo, GpuSample, HostSample, LoadedModel, ServerSample
+from chimera.domain.telemetry import GpuInfo, GpuProcess, GpuSample, HostSample, LoadedModel, ServerSample
 
 from .evidence import EvidenceSet, Request
 from .thresholds import THRESHOLDS, limit
@@ -353,6 +353,20 @@ def load_windows(evidence: EvidenceSet) -> list[tuple[float, float]]:
 def inside(at: float, windows: Sequence[tuple[float, float]]) -> bool:
     """A moment lies in one of the windows."""
     return any(start <= at <= end for start, end in windows)
+
+
+def engine_gpus(lists: Mapping[str, Sequence[Sequence[GpuProcess]]], engines: frozenset[int]) -> Sequence[str]:
+    """The GPUs that the engine is on, by the lists of their processes: whoever computes on another one is no matter.
+
+    Those on which it computed, as an engine opens every GPU that it is shown; where none shows that, those that name
+    it; where none does, all.
+    """
+    mine = {
+        uuid: [each.sm_percent for processes in looks for each in processes if each.pid in engines]
+        for uuid, looks in lists.items()
+    }
+    works = [uuid for uuid, shares in mine.items() if any((number(share) or 0.0) > 0 for share in shares)]
+    return works or [uuid for uuid, shares in mine.items() if shares] or list(lists)
 
 
 def gpu_load(evidence: EvidenceSet) -> dict[str, list[GpuSample]]:

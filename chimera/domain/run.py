@@ -36,6 +36,8 @@ class Target:
     """Name on the server; None = what is loaded, or the first one."""
     command: tuple[str, ...] = ()
     """For a llama-server that the worker starts: the binary and its fixed flags."""
+    folder: str | None = None
+    """Where that command was given: its paths are seen from there, and a worker is at home."""
     assume_yes: bool = False
     """The user agreed that a server that is not ours may be made to reload."""
 
@@ -99,6 +101,11 @@ class Run:
     name: str | None = None
     seq: int = 0
     """Order of creation in its journal, from 1; the key for paging through older runs. 0 = not from a journal."""
+
+    @property
+    def resumable(self) -> bool:
+        """Something is left that a worker can do; what an import lacks is only in its file."""
+        return self.state in RESUMABLE and self.kind != "import"
 
     @property
     def several(self) -> bool:

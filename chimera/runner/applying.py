@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from chimera.backends import ollama_create
@@ -18,7 +17,7 @@ from chimera.domain.preset import Preset
 from chimera.domain.run import Run, Target, Trial
 from chimera.domain.text import plain
 from chimera.errors import ConfigError
-from chimera.presets.loader import all_presets, write_preset
+from chimera.presets.loader import all_presets, check_preset, write_preset
 from chimera.presets.schema import USER_DIGITS
 
 from .study import recommendation
@@ -153,7 +152,9 @@ def draw(run: Run, choice: Choice, *, name: str | None = None, target: Target | 
 
 
 def _model(run: Run, choice: Choice, name: str | None, target: Target) -> Application:
-    base = target.model or (run.model.name if run.model else None)
+    # What another kind of server, or a file, calls the model is no name there.
+    known = run.model.name if run.model and run.kind != "import" and run.target.kind == "ollama" else None
+    base = target.model or known
     if base is None:
         raise ConfigError(f"run {run.id} names no model: give it with --model.")
     parameters = ollama_create.parameters_of(choice.options)
@@ -184,7 +185,7 @@ def _command(run: Run, choice: Choice, name: str | None, target: Target) -> Appl
     if sampling:
         notes.append(f"{choice.options.sampling} go with each request; llama-server takes them as its defaults too.")
     if target.command:
-        server = StartedLlamaServer(target.command)
+        server = StartedLlamaServer(target.command, target.folder)
         asyncio.run(server.connect())
         fixed = read_flags(target.command[1:])
         wanted = flags_for(choice.options.load, fixed)
@@ -241,13 +242,27 @@ def _accepted(help_text: str, line: list[str], notes: list[str]) -> list[str]:
 
 def _preset(run: Run, choice: Choice, name: str | None) -> Application:
     book = all_presets()
-    digit = next((digit for digit in USER_DIGITS if book.on_digit(digit) is None), None)
+    name = name or f"tuned-{run.id}"
     notes = [*choice.changed]
-    if digit is None:
+    # One that is replaced keeps its key, or goes on without one.
+    if (known := next((one for one in book.presets if one.name == name), None)) is not None:
+        digit = known.digit
+    elif (digit := next((digit for digit in USER_DIGITS if book.on_digit(digit) is None), None)) is None:
         notes.append("The keys 6 to 9 are taken: the preset has none, and is run by its name.")
     settings = "\n".join(f"{key} = {value}" for key, value in choice.options.as_dict().items()) + "\n"
-    return Application(
-        "preset", name or f"tuned-{run.id}", settings, dict(choice.options.as_dict()), tuple(notes), digit=digit
+    drawn = Application("preset", name, settings, dict(choice.options.as_dict()), tuple(notes), digit=digit)
+    check_preset(_preset_of(run, choice, drawn))
+    return drawn
+
+
+def _preset_of(run: Run, choice: Choice, drawn: Application) -> Preset:
+    return Preset(
+        name=drawn.name,
+        title=f"Tuned by run {run.id}",
+        options=choice.options,
+        digit=drawn.digit,
+        workload=replace(run.workload, prompt_file=None),
+        note=plain(choice.words),
     )
 
 
@@ -272,23 +287,8 @@ def apply(run: Run, choice: Choice, drawn: Application, *, yes: bool = False, ta
         asyncio.run(_create(target.url, drawn, yes))
         return drawn.name
     if drawn.form == "preset":
-        preset = Preset(
-            name=drawn.name,
-            title=f"Tuned by run {run.id}",
-            options=choice.options,
-            digit=drawn.digit,
-            workload=replace(run.workload, prompt_file=None),
-            note=plain(choice.words),
-        )
-        return str(_written(preset, yes))
+        return str(write_preset(_preset_of(run, choice, drawn), replace=yes))
     return drawn.text
-
-
-def _written(preset: Preset, yes: bool) -> Path:
-    known = next((one for one in all_presets().presets if one.name == preset.name), None)
-    if known is not None and yes:
-        preset = replace(preset, digit=known.digit)
-    return write_preset(preset, replace=yes)
 
 
 async def _create(url: str, drawn: Application, yes: bool) -> None:

@@ -47,6 +47,8 @@ if TYPE_CHECKING:
 SHORT_SHARE = 0.9
 """An answer under this share of the commonest length is short; other rates are of other lengths."""
 _RATE_TOLERANCE = 0.0005
+_DRIFT_POINTS = 2000
+"""Of so many sessions of the baseline a drift is told at most."""
 _MERGED = "Derived: its settings have the same effect as the baseline's, so its rows are counted with it."
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,63}")
 _NUMBERED = re.compile(r"c\d{1,9}")
@@ -241,7 +243,8 @@ def _import_rows(
     sessions = [_session(load, load.number if keep and load.number else place) for place, load in enumerate(loads, 1)]
     run = journal.create_run(
         "import",
-        Target(kind, None, model.name if model else None),
+        # What a file of weights or its description calls the model is no name on a server.
+        Target(kind, None, sheet.model.name if sheet.model and sheet.format == "ollama-bench" else None),
         _workload(sheet, loads),
         seed=0,
         trials=trials,
@@ -712,6 +715,8 @@ def _findings(
         if one.session.candidate == plan.baseline and one.counts(plan.objective)
     ]
     points = [(float(place), one.costs[plan.objective]) for place, one in enumerate(control)]
+    # The slope looks at every pair: of very many sessions some, evenly spread over the file, tell the same.
+    points = points[:: 1 + len(points) // _DRIFT_POINTS]
     moved = drift(plan.objective, points)
     if moved is not None and moved.flagged:
         after = "Comparisons within rounds stay valid." if in_rounds else "Nothing can be compared across it."

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from chimera.diagnosis.thresholds import limit
+from chimera.diagnosis.views import engine_gpus
 from chimera.domain.measurement import Measurement
 from chimera.domain.readings import PENDING, Reading, number
 from chimera.domain.server import ServerInfo
@@ -276,12 +277,15 @@ def session_facts(
     if limits:
         facts["power_limit_w"] = sum(limits)
     begun = {one.uuid: one for one in before}
+    lists = {uuid: _lists(samples, begun.get(uuid), ends.get(uuid)) for uuid, samples in by_gpu.items()}
+    told = {uuid: _with_ended(found, begun.get(uuid)) for uuid, found in lists.items()}
     others = [
         share
-        for uuid, samples in by_gpu.items()
+        for uuid in engine_gpus(told, engines)
         if instances == 1
-        and not _silent(samples, lists := _lists(samples, begun.get(uuid), ends.get(uuid)))
-        and (share := _others(_with_ended(lists, begun.get(uuid)), engines)) is not None
+        and not _unnamed(lists, engines)
+        and not _silent(by_gpu[uuid], lists[uuid])
+        and (share := _others(told[uuid], engines)) is not None
     ]
     if others:
         facts["foreign_gpu_percent"] = max(others)
@@ -344,6 +348,15 @@ def _with_ended(lists: Sequence[tuple[GpuProcess, ...]], begun: GpuCounters | No
 def _silent(samples: Sequence[GpuSample], lists: Sequence[tuple[GpuProcess, ...]]) -> bool:
     """The driver names nobody on a GPU on which somebody computed: it cannot tell who (WSL, some containers)."""
     return not any(lists) and any((number(one.utilization) or 0.0) > 0 for one in samples)
+
+
+def _unnamed(lists: Mapping[str, Sequence[Sequence[GpuProcess]]], engines: frozenset[int]) -> bool:
+    """Others are named on GPUs and the engine on none: nobody can be told from it.
+
+    It runs on the CPU, or is not the process that was taken for it, like the forwarder in front of a container.
+    """
+    named = {one.pid for looks in lists.values() for processes in looks for one in processes}
+    return bool(named) and not named & engines
 
 
 def _others(lists: Sequence[tuple[GpuProcess, ...]], engines: frozenset[int]) -> float | None:

@@ -38,10 +38,19 @@ class Allowance:
         while self._recent[0][0] < self._now - WINDOW_S - _SLACK_S:
             self._recent.popleft()
 
-    def room(self, *, at_end: bool = False) -> int:
-        """Calls that may be made now, at an end of a session or else, so that no ten seconds around see too many."""
-        most, each = (MOST_AT_ENDS, self.regular) if at_end else (MOST, self.regular + self.ends)
+    def room(self, *, at_end: bool = False, late: bool = False) -> int:
+        """Calls that may be made now so that no ten seconds around see too many.
+
+        Args:
+            at_end: At an end of a session.
+            late: For what has waited too long: what is kept free for an end within this very tick is not kept from it.
+        """
+        most = MOST_AT_ENDS if at_end else MOST
+        ends = 0 if at_end else self.ends
         return min(
-            most - each * ahead - sum(calls for at, calls in self._recent if at > self._now - WINDOW_S + ahead)
+            most
+            - self.regular * ahead
+            - ends * (ahead if late else ahead + 1)
+            - sum(calls for at, calls in self._recent if at > self._now - WINDOW_S + ahead)
             for ahead in range(WINDOW_S)
         )

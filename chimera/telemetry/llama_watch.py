@@ -58,6 +58,7 @@ class LlamaWatch:
         self._cpu_s = 0.0
         self._pids: tuple[int, ...] = ()
         self._may_sleep = False
+        self._router = False
         self._lane = Lane(self._find_process)
 
     def look(self, now: float, stamp: Callable[[], float]) -> ServerSample:
@@ -217,6 +218,7 @@ class LlamaWatch:
             self._asleep = False
             return
         self._asleep = props.get("is_sleeping") is True
+        self._router = props.get("role") == "router"
         self._slots_off = props.get("endpoint_slots") is False
         self._metrics_off = props.get("endpoint_metrics") is False
         path = props.get("model_alias") or props.get("model_path")
@@ -282,7 +284,8 @@ class LlamaWatch:
 
         from chimera.backends.ollama_child import argument
 
-        if self._pids and all(psutil.pid_exists(pid) for pid in self._pids):
+        # A router's models are processes of their own, which come and go.
+        if self._pids and not self._router and all(psutil.pid_exists(pid) for pid in self._pids):
             return
         port = str(urlsplit(self._url).port or 80)
         for process in psutil.process_iter(["name"]):
@@ -293,6 +296,7 @@ class LlamaWatch:
                 if (argument(argv, "--port") or "8080") == port:
                     idle = argument(argv, "--sleep-idle-seconds") or "-1"
                     self._may_sleep = not idle.startswith("-")
-                    self._pids = (process.pid,)
+                    models = process.children(recursive=True) if self._router else []
+                    self._pids = (process.pid, *(one.pid for one in models))
                     return
         self._pids = ()

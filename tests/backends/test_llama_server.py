@@ -716,6 +716,24 @@ async def test_a_started_server_runs_with_the_flags_of_the_options_and_ends_with
     assert gone(effective.pid)
 
 
+async def test_a_started_servers_paths_are_seen_from_the_folder_where_its_command_was_given(
+    tmp_path: Path, gemma_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker is at home, so a relative path would be looked for there."""
+    given, gone_folder = tmp_path / "given", tmp_path / "gone"
+    given.mkdir()
+    gone_folder.mkdir()
+    llama_program(given)
+    (given / "m.gguf").symlink_to(gemma_path)
+    monkeypatch.chdir(gone_folder)
+    gone_folder.rmdir()
+    backend = StartedLlamaServer(["./llama-server", "-m", "m.gguf"], str(given))
+    await backend.connect()
+    assert (await backend.model()).block_count == 18
+    assert (await backend.load(Options(num_ctx=512))).options.num_ctx == 512
+    await backend.close()
+
+
 OUT_OF_MEMORY = """
 print("ggml_backend_cuda_buffer_type_alloc_buffer: allocating 9000 MiB on device 0: cudaMalloc failed: out of memory",
       file=sys.stderr)

@@ -10,6 +10,8 @@ import pytest
 from chimera.cli.doctor import _Watch
 from chimera.diagnosis.evidence import EvidenceSet
 from chimera.domain.finding import Evidence, Finding
+from chimera.domain.run import Run, Target
+from chimera.domain.workload import Workload
 from chimera.runner.doctor import Examination
 
 HOT = Finding("foreign-load", "notice", "Other programs used 20 % of the CPU", (Evidence("CPU", 20.0, 15.0, 9.0),),
@@ -50,6 +52,16 @@ def test_a_watch_prints_findings_only_when_they_change(capsys: pytest.CaptureFix
     assert "GPU memory" not in text
     watch(look(HOT, FULL), json=False)
     assert "notice: Other programs used 20 %" in printed(capsys), "what comes back is told again"
+
+
+def test_a_run_that_failed_says_why_also_where_no_rule_found_anything(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "The worker ended at once: \x1b[1m!"
+    run = Run("k7f2", "run", "failed", 0.0, Target("embedded"), Workload(), 1, error=said)
+    _Watch()([Examination(EvidenceSet(), (), run)], json=False)
+    text = printed(capsys)
+    assert "The worker ended at once" in text
+    assert "\x1b" not in text
+    assert "Nothing was found." not in text
 
 
 def test_a_terminal_is_painted_anew_only_when_something_moves(

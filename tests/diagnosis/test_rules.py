@@ -815,6 +815,11 @@ def test_another_tenant_of_the_gpu_is_foreign_load_and_the_engine_is_not() -> No
     assert found(healthy(gpu_samples=gpus(processes=(ours, small))), "foreign-load") is None
     nobody = healthy(gpu_samples=gpus(processes=(ours, other)), engine_pids=frozenset())
     assert found(nobody, "foreign-load") is None
+    untied = replace(other, name="?")
+    assert found(healthy(gpu_samples=gpus(processes=(ours, untied))), "foreign-load") is None, "it may be the engine"
+    elsewhere = tuple(replace(each, uuid="GPU-2", processes=(other,)) for each in gpus())
+    second = healthy(gpu_samples=(*gpus(processes=(ours,)), *elsewhere))
+    assert found(second, "foreign-load") is None, "on a GPU that the engine is not on"
     two = healthy(gpu_samples=gpus(processes=(ours, other)), workload=Workload(agents=2, instances=2))
     assert found(two, "foreign-load") is None, "it may be the second instance"
 

@@ -275,11 +275,23 @@ def test_the_embedded_one_gets_a_preset_on_the_next_free_key(journal: Journal) -
     applying.apply(run, choice, full)
     with pytest.raises(ConfigError, match="mine-6"):
         applying.apply(run, choice, replace(full, name="mine-6"))
-    applying.apply(run, choice, applying.draw(run, choice, name="mine-6"), yes=True)
+    again = applying.draw(run, choice, name="mine-6")
+    assert (again.digit, again.notes) == (6, ()), "it keeps its key"
+    applying.apply(run, choice, again, yes=True)
+    assert applying.draw(run, choice, name="fifth").digit is None
     book = all_presets()
     assert book.problems == ()
     mine = book.find("6")
     assert (mine.name, mine.options) == ("mine-6", Options(num_thread=1, kv_cache_type="q8_0"))
+
+
+@pytest.mark.parametrize("name", ["../x", "a b", "quality-focused"])
+def test_a_presets_name_that_cannot_be_is_refused_before_anything_is_written(journal: Journal, name: str) -> None:
+    run = _sweep(journal, Target("embedded"), [Options(num_thread=1)], [0.1])
+    dry = chimera("apply", run.id, "--as", name, "--dry-run")
+    assert dry.returncode == 2
+    assert "Traceback" not in dry.stderr
+    assert name in dry.stderr
 
 
 def _program(path: Path, help_text: str) -> Path:
@@ -325,7 +337,7 @@ def test_a_flag_that_the_build_does_not_name_is_said(journal: Journal, tmp_path:
 
 
 def test_an_imported_set_is_applied_by_its_verdicts_and_proved_by_none(journal: Journal, tmp_path: Path) -> None:
-    from chimera.runner.importing import import_file
+    from chimera.runner.importing import Knowledge, import_file
 
     random = Random(2)
     lines = ["num_batch,role,decode_tok_s"]
@@ -339,6 +351,10 @@ def test_an_imported_set_is_applied_by_its_verdicts_and_proved_by_none(journal: 
     assert isinstance(applying.create_proof(journal, run, choice), str)
     with pytest.raises(ConfigError, match="--model"):
         applying.draw(run, choice)
+    info = Knowledge(info=ModelInfo("gemma3", block_count=34, trained_ctx=131072), kind="ollama")
+    described = import_file(journal, path, known=info).run
+    with pytest.raises(ConfigError, match="--model"):
+        applying.draw(described, applying.choose(journal, described))
     drawn = applying.draw(run, choice, target=replace(run.target, model="m"))
     with pytest.raises(ConfigError, match="--server"):
         applying.apply(run, choice, drawn)

@@ -70,6 +70,13 @@ def test_another_program_on_the_gpu_is_told_from_the_engine() -> None:
     assert not shared({})
 
 
+def test_an_engine_that_no_list_names_has_no_strangers_beside_it() -> None:
+    """It runs on the CPU, or its pid is that of the forwarder in front of its container."""
+    container = GpuProcess(99, "llama-server", sm_percent=95.0)
+    seen = [snapshot(at, processes=(container,)) for at in (0.0, 1.0)]
+    assert "foreign_gpu_percent" not in session_facts(seen, tokens=10)
+
+
 UNTOLD = replace(ENGINE, sm_percent=Missing("unsupported", "told for the whole GPU only, not for a MIG instance"))
 IDLE = replace(ENGINE, sm_percent=INACTIVE)
 GAME = GpuProcess(77, "game", sm_percent=20.0)
@@ -105,6 +112,23 @@ def test_a_driver_that_names_nobody_on_a_busy_gpu_cannot_tell_who_is_there() -> 
     two = replace(idle[0].gpus.samples[0], uuid="GPU-2")
     both = [replace(one, gpus=replace(one.gpus, samples=(*one.gpus.samples, two))) for one in silent]
     assert session_facts(both, tokens=10)["foreign_gpu_percent"] == 0.0, "of the GPU that is known"
+
+
+@pytest.mark.parametrize(
+    ("there", "percent"),
+    [
+        pytest.param((), 0.0, id="the engine is on the first GPU only"),
+        pytest.param((IDLE,), 0.0, id="it has opened the second one, as llama.cpp does, and computes nothing there"),
+        pytest.param((ENGINE,), 20.0, id="its layers are on both"),
+    ],
+)
+def test_a_program_on_a_gpu_that_the_engine_does_not_use_takes_nothing_of_it(
+    there: tuple[GpuProcess, ...], percent: float
+) -> None:
+    seen = [snapshot(at) for at in (0.0, 1.0)]
+    second = replace(seen[0].gpus.samples[0], uuid="GPU-2", processes=(*there, GAME))
+    both = [replace(one, gpus=replace(one.gpus, samples=(*one.gpus.samples, second))) for one in seen]
+    assert session_facts(both, tokens=10)["foreign_gpu_percent"] == percent
 
 
 def test_the_engine_of_a_session_that_had_no_end_is_no_stranger_in_the_next_one() -> None:

@@ -22,15 +22,17 @@ from chimera.domain.measurement import Measurement
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Session, Target, Trial
 from chimera.domain.server import ModelInfo
-from chimera.domain.verdict import Verdict
+from chimera.domain.verdict import Metric, Verdict
 from chimera.domain.workload import Workload
 from chimera.errors import ConfigError
+from chimera.runner import importing
 from chimera.runner.importing import Imported, Knowledge, import_file, model_of
 from chimera.runner.study import final_verdicts, outcomes, plan_of
 from chimera.store.document import document, export_csv
 from chimera.store.journal import Journal
 from chimera.tuning.plan import Failure, Outcome, Plan
 from chimera.tuning.protocol import Round, next_sessions
+from chimera.tuning.statistics import drift
 from chimera.tuning.verdicts import verdicts
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -556,6 +558,27 @@ def test_a_large_file_is_kept_in_few_transactions(
     assert len(journal.sessions(imported.run.id)) == 2000
     assert len(journal.measurements(imported.run.id)) == 2000
     assert len(written) < 20
+
+
+def test_a_drift_over_very_many_sessions_is_told_without_looking_at_every_pair_of_them(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def counted(metric: Metric, control: Sequence[tuple[float, float]]) -> Any:
+        sizes.append(len(control))
+        return drift(metric, control)
+
+    monkeypatch.setattr(importing, "drift", counted)
+    path = tmp_path / "large.csv"
+    rows = (f"{1 + n % 2},{100 + n % 7 - 30 * n / 9000}\n" for n in range(9000))
+    path.write_text("num_gpu,decode_tok_s\n" + "".join(rows))
+    run = import_file(journal, path).run
+    assert sizes == [1500], "of 4500 sessions of the baseline each third"
+    [found] = [one for one in journal.findings(run.id) if one.code == "inconsistent-performance"]
+    change = found.evidence[0].value
+    assert isinstance(change, float)
+    assert change == pytest.approx(-30 / 103, abs=0.01)
 
 
 def test_an_import_that_was_cut_off_is_not_resumed(journal: Journal, tmp_path: Path) -> None:

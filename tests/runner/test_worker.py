@@ -24,6 +24,7 @@ from chimera.runner import launch
 from chimera.runner.launch import create_run, start_worker
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
+from tests.backends.scripted_llama import llama_program
 
 EMBEDDED = Target("embedded", assume_yes=True)
 
@@ -55,7 +56,7 @@ def wait_until(reached: Callable[[], object], timeout_s: float) -> None:
 
 
 def chimera(
-    *arguments: str, timeout: float = 150, env: dict[str, str] | None = None
+    *arguments: str, timeout: float = 150, env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
     """The command line as a user runs it."""
     return subprocess.run(
@@ -66,6 +67,7 @@ def chimera(
         check=False,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **(env or {})},
+        cwd=cwd,
     )
 
 
@@ -260,3 +262,17 @@ def test_a_bad_address_is_a_sentence_and_no_traceback(journal: Journal, address:
     assert done.stderr.strip()
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_server_is_started_by_paths_that_are_seen_from_where_its_command_was_typed(
+    journal: Journal, tmp_path: Path, gemma_path: Path
+) -> None:
+    llama_program(tmp_path)
+    (tmp_path / "m.gguf").symlink_to(gemma_path)
+    done = chimera(
+        "run", "--start", "./llama-server -m m.gguf -t 1", "--requests", "1", "--output-tokens", "8", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert facts_of(done)["run"]["model"]["block_count"] == 18
+    assert journal.run("last").target.folder == str(tmp_path)

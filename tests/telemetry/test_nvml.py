@@ -518,6 +518,22 @@ def test_each_end_of_short_sessions_tells_who_computed_and_the_energy(scenario: 
     assert all(isinstance(end["energy_j"], float) for end in ends)
 
 
+@pytest.mark.parametrize("scenario", ["mig_full", "mig", "older_counters", "one_gpu"])
+@pytest.mark.parametrize("every", [3, 4])
+def test_what_is_kept_free_for_the_ends_of_sessions_starves_no_other_reader(scenario: str, every: int) -> None:
+    plan = {"looks": 1, "look_every": every, "quiet_from": 1}
+    lines = play(scenario, ticks=121, extra=FEWER_FIELDS, plan=plan)[:-1]
+    samples = [line["state"]["samples"][0] for line in lines[60:]]
+    for name in ("margin_c", "mem_mhz", "pstate", "power_limit_w"):
+        stale = sum(reason(sample[name]) == "stale" for sample in samples)
+        assert stale <= len(samples) // 10, name
+    ends = [line["looks"][0] for line in lines if line["looks"] and line["tick"] >= 10]
+    assert all(isinstance(end["processes"], list) for end in ends)
+    assert all(isinstance(end["energy_j"], float) for end in ends)
+    calls = [line["calls"] for line in lines]
+    assert max(later - before for before, later in zip(calls, calls[10:], strict=False)) <= 120
+
+
 def test_temperature_follows_the_known_curve() -> None:
     lines = play("heating", ticks=30, t0=40, t_end=83, tau=10)[:-1]
     for line in lines:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -414,6 +415,35 @@ def test_ollamas_engine_on_this_host_shows_the_rate_of_all_clients(
     assert first.expires_at == pytest.approx(1795418713.551098)
     assert second.expires_at is None
     assert reason(second.context) == "unsupported"
+
+
+def test_the_models_of_a_router_are_processes_of_it_that_come_and_go(
+    tmp_path: Path, watched: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They compute, not the router: each would look like another program on the GPU."""
+    monkeypatch.setattr("chimera.telemetry.watching.LANE_EVERY_S", 0.1)
+    program = tmp_path / "llama-server"
+    program.symlink_to(os.path.realpath(sys.executable))
+    code = "import subprocess, sys\nfor line in sys.stdin:\n  print(subprocess.Popen(['sleep', '60']).pid, flush=True)"
+    with serve(Scripted({"/props": {**PROPS, "role": "router"}, "/slots": [], "/health": {"status": "ok"}})) as script:
+        port = script.url.rpartition(":")[2]
+        command = [str(program), "-c", code, "--port", port]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as router:
+            models: list[int] = []
+            try:
+                assert router.stdin is not None
+                assert router.stdout is not None
+                watch = watched("llama_server", script.url)
+                until(watch, lambda one: router.pid in one.engine_pids)
+                for _ in range(2):
+                    router.stdin.write("load\n")
+                    router.stdin.flush()
+                    models.append(int(router.stdout.readline()))
+                    until(watch, lambda one: {router.pid, *models} == {*one.engine_pids})
+            finally:
+                for pid in models:
+                    os.kill(pid, signal.SIGKILL)
+                router.kill()
 
 
 def test_an_engine_that_does_not_listen_yet_is_loading(

@@ -125,6 +125,20 @@ async def test_typing_filters_and_escape_shows_all_again(journal: Journal) -> No
         await until(pilot, lambda: "No such run" in screen_text(app))
 
 
+async def test_an_import_that_was_cut_off_is_shown_and_never_resumed(journal: Journal) -> None:
+    run = new_run(journal, "import")
+    journal.set_state(run.id, "running")
+    assert journal.run(run.id).state == "crashed"
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot, journal)
+        await until(pilot, lambda: run.id in screen_text(app))
+        await pilot.press("f")
+        await until(pilot, lambda: not isinstance(app.screen, Runs))
+        assert not isinstance(app.screen, Ask)
+        assert app.journal._follow == run.id
+
+
 async def test_a_long_history_is_read_page_by_page_and_counted_only_where_it_is_seen(
     journal: Journal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.widgets import Input
 
-from chimera.domain.run import RESUMABLE, Run
+from chimera.domain.run import Run
 from chimera.domain.text import plain
 from chimera.widgets import format
 from chimera.widgets.history import run_head, run_page, run_row
@@ -338,7 +338,7 @@ repeated. `e` writes every request into a file.
         run = self.chosen
         if run is None:
             return
-        if run.state in RESUMABLE and not self.chimera.options.read_only:
+        if run.resumable and not self.chimera.options.read_only:
             other, engaged = self._state.at_work, self.chimera.engaged
             waits_for = f"Run {other.id} goes on" if other is not None else engaged[0] if engaged is not None else ""
             answers = [Answer("y", "yes", "go on with it: nothing that is finished is repeated")]
