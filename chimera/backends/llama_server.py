@@ -87,7 +87,9 @@ _FLAG_OF: Final[dict[str, str]] = {
 }
 
 
-_SAVES_PROMPTS: Final = "Unless --cache-ram is 0, the prompt before is saved when a new one comes: that stands as queue."
+_SAVES_PROMPTS: Final = (
+    "Unless --cache-ram is 0, the prompt before is saved when a new one comes: that stands as queue."
+)
 """It does so when a request has its slot and before it answers with headers, also for a request without a cache."""
 
 
