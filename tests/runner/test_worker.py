@@ -17,11 +17,13 @@ from urllib.request import Request, urlopen
 import pytest
 
 from chimera.domain.options import Options
-from chimera.domain.run import Target
+from chimera.domain.run import Progress, Target, Trial
 from chimera.domain.workload import Workload
 from chimera.errors import ChimeraError
+from chimera.measure.live import LiveRequest
 from chimera.runner import launch
 from chimera.runner.launch import create_run, start_worker
+from chimera.runner.recorder import ProgressWriter
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
 
@@ -260,3 +262,16 @@ def test_a_bad_address_is_a_sentence_and_no_traceback(journal: Journal, address:
     assert done.stderr.strip()
     assert "Traceback" not in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_the_worker_of_a_run_names_itself_beside_its_progress(journal: Journal) -> None:
+    run = journal.create_run(
+        "run", Target("embedded"), Workload(), seed=1, trials=[Trial("c0", "candidate", Options(num_gpu=0))]
+    )
+    writer = ProgressWriter(journal, run.id, LiveRequest())
+    writer.start()
+    writer.show(Progress("loading", time.time(), pid=7))
+    writer.stop()
+    progress = journal.progress(run.id)
+    assert progress is not None
+    assert (progress.stage, progress.pid, progress.worker) == ("loading", 7, os.getpid())
