@@ -322,6 +322,9 @@ class ChimeraApp(App[None]):
 
     def _ask_of_left(self) -> None:
         """Ask about what was left behind, when it can be put back and the keys of the question are not typed."""
+        run = self.state.at_work
+        if run is not None:  # one that goes on puts back itself what it has changed
+            self._left = [one for one in self._left if one.run_id != run.id]
         if not self._left or self.engaged is not None:
             return
         if not isinstance(self.screen, ModalScreen) and not isinstance(self.focused, Input):

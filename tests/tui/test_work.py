@@ -661,6 +661,7 @@ async def test_settings_left_behind_are_asked_about_when_they_can_be_put_back_an
     async with app.run_test(size=(120, 40)) as pilot:
         app.post_message(Worked(OTHER, MEASURING))
         app.post_message(LeftChanged("abcd", OLLAMA.url))
+        app.post_message(LeftChanged(OTHER.id, OLLAMA.url))
         await pilot.press("t", "down", "enter")
         assert isinstance(app.screen, Tune)
         app.post_message(Worked(None, None))
@@ -676,6 +677,8 @@ async def test_settings_left_behind_are_asked_about_when_they_can_be_put_back_an
         await until(pilot, lambda: isinstance(app.screen, Ask))
         await pilot.press("y")
         await until(pilot, lambda: app.asked)
+        await pilot.pause(app.paint_s * 2)
+        assert not isinstance(app.screen, Ask), "a run that went on has put back itself what it had changed"
 
 
 async def test_readings_beside_work_of_ours_are_not_this_machines_own_state() -> None:
