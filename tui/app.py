@@ -20,6 +20,7 @@ from textual.driver import Driver
 from textual.message import Message
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
+from textual.widgets import Input
 from textual.worker import Worker, WorkerState
 
 from chimera.cli.ui import UiOptions
@@ -134,6 +135,8 @@ class ChimeraApp(App[None]):
         self.telemetry = feeds.TelemetryFeed(self.post, 1.0)
         self.journal = feeds.JournalFeed(self.post)
         self.journal_thread: Thread | None = None
+        self._left: list[LeftChanged] = []
+        """What was left behind and was not asked about yet."""
         self.journal.follow(options.attach)
         if options.embedded:
             self.state.target = Target("embedded", assume_yes=True)
@@ -206,8 +209,16 @@ class ChimeraApp(App[None]):
         if name in self.state.working:
             self.notify(f"The {plain(name)} is still at work.", markup=False)
             return False
+
+        def ask() -> None:
+            said = Said(2, "", f"The {name} has ended by a defect.")
+            try:
+                said = commands.ask_chimera(*arguments)
+            finally:  # whatever it was: what waits for its end must not wait for ever
+                self.post(Answered(name, said, then))
+
+        feeds.begin(name, self.post, ask)
         self.state.working[name] = Work(goes_on, engine)
-        feeds.begin(name, self.post, lambda: self.post(Answered(name, commands.ask_chimera(*arguments), then)))
         return True
 
     def _inspect(self, target: Target) -> None:
@@ -224,8 +235,8 @@ class ChimeraApp(App[None]):
     @on(SnapshotTaken)
     def _snapshot(self, message: SnapshotTaken) -> None:
         state = self.state
-        state.snapshot, state.parts, state.roof = message.snapshot, message.parts, message.roof
-        state.recent.append(message.snapshot)
+        state.parts, state.roof = message.parts, message.roof
+        state.see(message.snapshot)
         if state.engaged is None:  # else they are those of work of ours
             state.starts += message.starts
         state.book.own_pids = frozenset(state.watched.engine_pids)
@@ -268,7 +279,7 @@ class ChimeraApp(App[None]):
     @on(Worked)
     def _worked(self, message: Worked) -> None:
         was_working = self.state.at_work is not None
-        self.state.hear(message.run, message.progress)
+        self.state.hear(message.run, message.progress, message.used)
         self._watch()
         if (self.state.at_work is not None) is not was_working:
             self.refresh_bindings()
@@ -304,10 +315,23 @@ class ChimeraApp(App[None]):
         self._watch()
 
     @on(LeftChanged)
-    @work(exit_on_error=False, group="left")
-    async def _left_changed(self, message: LeftChanged) -> None:
-        if self.options.read_only:
+    def _left_changed(self, message: LeftChanged) -> None:
+        if not self.options.read_only:
+            self._left.append(message)
+            self._ask_of_left()
+
+    def _ask_of_left(self) -> None:
+        """Ask about what was left behind, when it can be put back and the keys of the question are not typed."""
+        run = self.state.at_work
+        if run is not None:  # one that goes on puts back itself what it has changed
+            self._left = [one for one in self._left if one.run_id != run.id]
+        if not self._left or self.engaged is not None:
             return
+        if not isinstance(self.screen, ModalScreen) and not isinstance(self.focused, Input):
+            self._put_back(self._left.pop(0))
+
+    @work(exit_on_error=False, group="left")
+    async def _put_back(self, message: LeftChanged) -> None:
         answer = await self.push_screen_wait(
             screens.Ask(
                 f"Run {message.run_id} was killed and could not put back the settings of {message.server_url}.",
@@ -319,7 +343,9 @@ class ChimeraApp(App[None]):
                 title="Settings left behind",
             )
         )
-        if answer == "yes" and not self.must_wait("they can be put back"):
+        if answer == "yes" and self.must_wait("they can be put back"):
+            self._left.append(message)
+        elif answer == "yes":
             self.journal.do(
                 lambda journal: requests.put_back(journal, message.run_id, message.server_url, self._say_later)
             )
@@ -332,10 +358,11 @@ class ChimeraApp(App[None]):
 
     @on(Answered)
     def _answered(self, message: Answered) -> None:
-        del self.state.working[message.name]
+        if self.state.working.pop(message.name).engine:
+            self.state.used = None  # it was the command's own: nothing is begun beside another
         try:
             message.then(message.said)
-        except (ValueError, LookupError, TypeError) as error:  # an answer that is not the document it should be
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # it is not the document it should be
             self.tell(f"{message.name}: the command line's answer cannot be read: {error!r}", "error")
         self.paint()
 
@@ -346,13 +373,14 @@ class ChimeraApp(App[None]):
         except (ValueError, LookupError, TypeError):
             self.tell(said.problem, "error")
             return None
-        self.follow(run_id)
+        self.state.draft.left = None
+        self.journal.follow(run_id, begun=True)
         return run_id
 
-    def follow(self, run_id: str, *, stay: bool = False) -> None:
-        """Show this run from now on, whatever was turned away from before; with `stay` also after its end."""
+    def follow(self, run_id: str) -> None:
+        """Show this run from now on, also after its end, and whatever was turned away from before."""
         self.state.draft.left = None
-        self.journal.follow(run_id, stay=stay)
+        self.journal.follow(run_id, stay=True)
 
     def figures_of(self, run: Run) -> Mapping[str, Any] | None:
         """What each agent got in a run that has ended; None until that is computed, which waits for a quiet moment.
@@ -400,6 +428,7 @@ class ChimeraApp(App[None]):
 
     def _tick(self) -> None:
         """Paint: during a run at each tick, for its tokens; else once a second, as readings come."""
+        self._ask_of_left()
         if self.state.running or time.monotonic() - self._painted >= IDLE_PAINT_S:
             self.paint()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -72,6 +72,8 @@ class Watched:
     loaded: Loaded = field(default_factory=Loaded)
     engine_pids: tuple[int, ...] = ()
     """The engine's processes where the server's own sample does not name them."""
+    own_pids: tuple[int, ...] = ()
+    """Chimera's processes besides this one."""
     quiet: bool = False
     """A request of ours is timed: what costs much waits."""
 
@@ -118,7 +120,8 @@ class TelemetryFeed:
                 began = time.monotonic()
                 watched, seen = self._watched, self._poll.latest
                 collector.server = self._poll if seen is not None else None
-                collector.engine_pids, collector.quiet = watched.engine_pids, watched.quiet
+                collector.engine_pids, collector.own_pids = watched.engine_pids, watched.own_pids
+                collector.quiet = watched.quiet
                 snapshot = collector.snapshot()
                 parts = vram_parts(snapshot.gpus, watched.loaded, snapshot.server, watched.engine_pids)
                 roof = decode_roof(snapshot.gpus, watched.loaded, snapshot.server, parts)
@@ -151,8 +154,12 @@ class JournalFeed:
         self._follower: Follower | None = None
         self._state: RunState | None = None
         """Of the followed run, as it was last told."""
+        self._unseen = False
+        """What is followed was begun just now, and was not looked at yet."""
         self._worked: Worked | None = None
         self._worked_at = float("-inf")
+        self._ended_held: frozenset[str] = frozenset()
+        """Runs that had ended and were held all the same, at the last look."""
         self._changes: int | None = None
         self._failed: dict[str, float] = {}
         """Why looks failed, and when that was told."""
@@ -190,12 +197,15 @@ class JournalFeed:
     @property
     def busy(self) -> bool:
         """Something that was asked for is not done yet, and will be."""
-        return not self.problem and (self._doing or not self._asked.empty())
+        return not self.problem and (self._doing or self._unseen or not self._asked.empty())
 
-    def follow(self, run_id: str | None, *, stay: bool = False) -> None:
-        """Show this run from now on; with `stay` also after its end, while another one goes on."""
+    def follow(self, run_id: str | None, *, stay: bool = False, begun: bool = False) -> None:
+        """Show this run from now on; with `stay` also after its end, while another one goes on.
+
+        One that was `begun` just now is at work, which nobody knows before it was looked at: until then this is busy.
+        """
         with self._following:
-            self._follow, self._stay = run_id, stay
+            self._follow, self._stay, self._unseen = run_id, stay, begun
         self._woken.set()
 
     def _pick_up(self, run_id: str | None, shown: str | None) -> bool:
@@ -271,6 +281,13 @@ class JournalFeed:
         wanted = self._follow
         if wanted is None:
             return
+        try:
+            self._tell_run(journal, wanted)
+        finally:  # also where it cannot be told, which must not hold up everything else
+            with self._following:
+                self._unseen = self._unseen and self._follow != wanted
+
+    def _tell_run(self, journal: Journal, wanted: str) -> None:
         from chimera.runner.follow import Follower
 
         if self._follower is None or self._follower.run_id != wanted:
@@ -288,19 +305,27 @@ class JournalFeed:
                 self._worked_at = float("-inf")  # what is worked on now is another one
 
     def _see_work(self, journal: Journal) -> None:
-        """Tell which run is worked on, whoever started it; show it where nothing that goes on is shown."""
+        """Tell which run is worked on, whoever started it; show it where nothing that goes on is shown.
+
+        A run that has ended and is held is one whose answers are read, or that is put back. Its worker lets go a moment
+        after its end, and takes it a moment before it goes on with it: only what is so at two looks is told.
+        """
         now, before = time.monotonic(), self._worked
         if now - self._worked_at < WORK_S:
             return
         shown = self._follower.run_id if self._follower is not None else None
         self._worked_at, changes = now, journal.changes()
-        # A worker that dies writes nothing: what was worked on is looked at again in any case.
-        if before is not None and before.run is None and changes == self._changes:
+        held = journal.held()
+        ended = [one for one in held if one.state not in ACTIVE and one.kind != "import"]
+        used = next((one for one in ended if one.id in self._ended_held), None)
+        self._ended_held = frozenset(one.id for one in ended)
+        # A worker that dies writes nothing, nor does somebody who takes a lock: both are looked at in any case.
+        if before is not None and before.run is None and before.used == used and not held and changes == self._changes:
             return
-        run = _worked_on(journal)
+        run = _worked_on(journal, held)
         progress = journal.progress(run.id) if run is not None and run.state == "running" else None
         self._changes = changes
-        worked = Worked(run, progress)
+        worked = Worked(run, progress, used)
         if worked != before:
             self._worked = worked
             self._post(worked)
@@ -317,16 +342,23 @@ def _words(error: Exception) -> str:
     return f"The journal's thread met a defect and goes on: {error!r}"
 
 
-def _worked_on(journal: Journal) -> Run | None:
-    """The newest run that a worker has begun, else the newest that waits for its turn or for its worker."""
-    active = [run for run in journal.runs(limit=20) if run.state in ACTIVE]  # one that nobody holds is told as crashed
-    return next((run for run in active if run.state != "queued"), active[0] if active else None)
+def _worked_on(journal: Journal, held: Sequence[Run]) -> Run | None:
+    """The newest run that a worker has begun, else the newest that waits for its turn or for its worker.
+
+    An import asks no engine for anything, and no key stops it.
+    """
+    begun = next((run for run in held if run.state in {"running", "paused"} and run.kind != "import"), None)
+    if begun is not None:
+        return begun
+    # One that no worker has taken yet is among the newest; one that nobody will take is told as crashed.
+    waiting = (*held, *journal.runs(limit=20))
+    return next((run for run in waiting if run.state == "queued" and run.kind != "import"), None)
 
 
 def _first(journal: Journal) -> str | None:
     """What to show at the start: the run that is worked on, else the newest that crashed and waits to be resumed."""
-    newest = (one for one in journal.runs(limit=20) if one.state == "crashed" and one.resumable)
-    run = _worked_on(journal) or next(newest, None)
+    crashed = (one for one in journal.runs(limit=20) if one.state == "crashed" and one.resumable)
+    run = _worked_on(journal, journal.held()) or next(crashed, None)
     return run.id if run is not None else None
 
 

@@ -94,10 +94,13 @@ class LeftChanged(Message):
 
 @dataclass
 class Worked(Message):
-    """The run that is being worked on, whoever started it, is another one or in another stage."""
+    """What is at work, whoever started it, is another thing or in another stage."""
 
     run: Run | None
+    """The run that is being worked on."""
     progress: Progress | None
+    used: Run | None = None
+    """A run that has ended and that somebody uses: its answers are read, or a server is put back."""
 
 
 class TerminalLost(Message):

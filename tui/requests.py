@@ -59,12 +59,12 @@ def start(
     # The newest one that is not done yet, so that queued runs wait for each other and never run side by side.
     waiting = (
         one.id
-        for one in journal.runs(limit=20)
-        if journal.is_held(one.id) and (after is not None or same_server(one.target.url, target.url))
+        for one in journal.held()
+        if one.kind != "import" and (after is not None or same_server(one.target.url, target.url))
     )
     run = create_run(journal, target, preset.options, preset.workload, preset=preset, after=next(waiting, None))
     if show:
-        feed.follow(run.id)
+        feed.follow(run.id, begun=True)
     start_worker(journal, run.id)
 
 
@@ -73,7 +73,7 @@ def resume(journal: Journal, feed: JournalFeed, run_id: str) -> None:
     from chimera.runner.launch import start_worker
 
     start_worker(journal, run_id)  # first: whoever follows it would take its old end for the new one
-    feed.follow(run_id)
+    feed.follow(run_id, begun=True)
 
 
 def put_back(journal: Journal, run_id: str, server_url: str, tell: Callable[[str], object]) -> None:

@@ -99,6 +99,10 @@ class LiveState:
     busy: Run | None = None
     """The run that is worked on, as the journal was last asked, whoever started it and whichever is shown."""
     busy_with: Progress | None = None
+    used: Run | None = None
+    """A run that has ended and whose settings somebody loads all the same, as the journal was last asked."""
+    disturbed_at: float = float("-inf")
+    """Newest reading with something of ours at work, on the readings' clock."""
     measurements: list[Measurement] = field(default_factory=list)
     """Of the followed run, oldest first."""
     inspected: dict[Known, Loaded] = field(default_factory=dict)
@@ -147,7 +151,24 @@ class LiveState:
         if run is not None:
             return "A run goes on", run.id
         name = next((name for name, work in self.working.items() if work.engine), None)
-        return None if name is None else (f"The {plain(name)} is still at work", "that")
+        if name is not None:
+            return f"The {plain(name)} is still at work", "that"
+        return None if self.used is None else (f"Another program of ours uses run {self.used.id}", "that")
+
+    @property
+    def calm(self) -> tuple[Snapshot, ...]:
+        """Readings of the last ten minutes since anything of ours was at work: that is not this machine's own state.
+
+        The share of the processor in a reading is that of the time since the one before it.
+        """
+        return tuple(one for one in self.recent if one.at > self.disturbed_at)[self.disturbed_at > float("-inf") :]
+
+    def see(self, snapshot: Snapshot) -> None:
+        """Take in a reading."""
+        self.snapshot = snapshot
+        self.recent.append(snapshot)
+        if self.engaged is not None or self.working:
+            self.disturbed_at = snapshot.at
 
     @property
     def timing(self) -> bool:
@@ -210,7 +231,8 @@ class LiveState:
             server = replace(server, url="")  # an engine of a run's own ends with its session
         loaded = Loaded(server, self.model, self._here.shape, self.effective)
         pids = (progress.pid,) if progress is not None and progress.pid else ()
-        return Watched(loaded, pids, quiet=self.timing)
+        workers = (one.worker for one in (progress, self.busy_with) if one is not None and one.worker is not None)
+        return Watched(loaded, pids, tuple(workers), quiet=self.timing)
 
     @property
     def problem(self) -> str:
@@ -225,9 +247,9 @@ class LiveState:
         """Take in what a server told."""
         self.inspected[_key(target)] = loaded
 
-    def hear(self, run: Run | None, progress: Progress | None) -> None:
-        """Take in which run is worked on."""
-        self.busy, self.busy_with = run, progress
+    def hear(self, run: Run | None, progress: Progress | None, used: Run | None) -> None:
+        """Take in what is at work."""
+        self.busy, self.busy_with, self.used = run, progress, used
         self._settle(run)
 
     def _settle(self, run: Run | None) -> None:
@@ -244,10 +266,12 @@ class LiveState:
 
     def take(self, update: Update) -> bool:
         """Take in what is new of a run; True where it is another run than before."""
-        other = self.update is None or self.update.run.id != update.run.id or update.first
+        other = self.update is None or self.update.run.id != update.run.id
+        if other:
+            self.draft.left = None
+        other = other or update.first
         if other:
             self.measurements = []
-            self.draft.left = None
         self.update = update
         self._settle(update.run)
         self.measurements += [row.measurement for row in update.new]

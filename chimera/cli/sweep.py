@@ -198,6 +198,8 @@ def seconds_of(text: str) -> float:
 
 def emit_plan(drawn: Sketch, *, to_stdout: bool) -> None:
     """The plan before the start, for a person."""
+    from chimera.tuning.estimate import NOTHING
+
     line = emit if to_stdout else say
     plan, cost = drawn.plan, drawn.estimate
     line(f"{drawn.survey.server.title}, {drawn.survey.model.name}, seed {plan.seed}")
@@ -213,7 +215,7 @@ def emit_plan(drawn: Sketch, *, to_stdout: bool) -> None:
     if plan.cohorts_planned:
         line(f"  a large space: {plan.cohorts_planned} cohorts of 8 are proposed and screened")
     if not cost.sessions:
-        line("  every candidate has the baseline's effect: there is nothing to run")
+        line(f"  {NOTHING}")
         return
     phases = [f"{plan.preflight} sessions for the noise"] if plan.preflight else []
     if plan.confirm:

@@ -158,6 +158,8 @@ class Progress:
     """One line for a person."""
     lanes: tuple[Lane, ...] = ()
     """The agents, where there are several."""
+    worker: int | None = None
+    """The process that works on the run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,10 +130,16 @@ def must_have_ended(run: Run) -> None:
 
 
 def disturbed_by(journal: Journal, run: Run) -> Run | None:
-    """Another run that is at work on the same processors or on the same server, or whose answers are read there."""
-    for other in journal.held():
-        at_work = other.state not in {"queued", "paused"} and other.kind != "import"
-        if other.id != run.id and at_work and same_server(other.target.url, run.target.url):
+    """Another run that is at work on the same processors or on the same server, or whose answers are read there.
+
+    One that is paused is: it goes on with what it has loaded. One that waits for its turn is where that has come.
+    """
+    held = journal.held()
+    ids = {one.id for one in held}
+    for other in held:
+        if other.id == run.id or other.kind == "import" or (other.state == "queued" and other.plan.get("after") in ids):
+            continue
+        if same_server(other.target.url, run.target.url):
             return other
     return None
 
@@ -147,8 +153,9 @@ def disturbance(other: Run) -> str:
             f"another program of ours uses {what} at the same time, with the settings of run {other.id} (`chimera "
             f"outputs`, say): {slower}. Let it end first."
         )
+    measures = {"paused": "is paused on", "queued": "begins to measure"}.get(other.state, "measures")
     return (
-        f"run {other.id} measures {what} at the same time: {slower}, so neither shows what it would alone. Let one "
+        f"run {other.id} {measures} {what} at the same time: {slower}, so neither shows what it would alone. Let one "
         f"end first (`chimera attach {other.id}`) or stop it (`chimera stop {other.id}`)."
     )
 

@@ -7,6 +7,7 @@ are written by threads of their own at their own pace.
 from __future__ import annotations
 
 import asyncio
+import os
 import statistics
 import threading
 import time
@@ -106,7 +107,7 @@ class ProgressWriter:
                 now = replace(base, tokens=live.tokens, rate=live.rate, ttft_s=live.ttft_s)
             if now != last:
                 last = now
-                self._journal.set_progress(self._run_id, replace(now, at=time.time()))
+                self._journal.set_progress(self._run_id, replace(now, at=time.time(), worker=os.getpid()))
             if ended:
                 return
 

@@ -57,6 +57,8 @@ class HostCollector:
         self._disk: tuple[float, float] | None = None
         self._used: dict[int, float] = {}
         self._used_at: float | None = None
+        self._tree: tuple[frozenset[int], float] = (frozenset(), 0.0)
+        """Our own processes at the last look, and what they and all that they have started had used by then."""
         self._processes: dict[int, tuple[float, str]] = {}
         self._processes_at = float("-inf")
         self._foreign: tuple[ProcessShare, ...] = ()
@@ -90,11 +92,11 @@ class HostCollector:
 
     def _read(self, now: float) -> HostSample:
         percent, per_core, steal = self._processor()
-        engine, own = self._shares(now)
+        engine, own, children = self._shares(now)
         cores = max(1, len(per_core))
         foreign: Reading = percent
         if not isinstance(percent, Missing):
-            known = [0.0 if isinstance(share, Missing) else share for share in (engine, own)]
+            known = [0.0 if isinstance(share, Missing) else share for share in (engine, own, children)]
             foreign = max(0.0, percent - sum(known) / cores)
         if engine is PENDING:  # its share is not known yet, and would be told as another program's
             foreign = PENDING
@@ -159,24 +161,34 @@ class HostCollector:
             steal = min(100.0, 100 * sum(max(0.0, (a or 0.0) - (b or 0.0)) for a, b in stolen) / whole)
         return min(100.0, 100 * sum(work) / whole), per_core, steal
 
-    def _shares(self, now: float) -> tuple[Reading, Reading]:
-        """Processor use of the engine and of Chimera, in percent of one core."""
+    def _shares(self, now: float) -> tuple[Reading, Reading, float]:
+        """Processor use of the engine, of Chimera, and of what else Chimera has started, in percent of one core.
+
+        The last is an engine that is just loading, or was just ended: its pid is known only while it serves.
+        """
         import psutil
 
         used: dict[int, float] = {}
+        ours = self._own | self._started()
+        whole = 0.0
         denied = False
-        for pid in self._engine | self._own:
+        for pid in self._engine | ours:
             try:
                 times = psutil.Process(pid).cpu_times()
-                used[pid] = float(times.user + times.system)
+                seconds = float(times.user + times.system)
+                if pid in self._engine | self._own:
+                    used[pid] = seconds
+                if pid in ours:  # with its children that have ended, which are among its living ones no more
+                    whole += seconds + float(times.children_user + times.children_system)
             except psutil.AccessDenied:
                 denied = True
             except (psutil.Error, OSError, ValueError):
                 continue
         before, self._used = self._used, used
         at, self._used_at = self._used_at, now
+        (roots, so_far), self._tree = self._tree, (self._own, whole)
         if at is None or now <= at:
-            return (PENDING if self._engine else _NO_ENGINE), PENDING
+            return (PENDING if self._engine else _NO_ENGINE), PENDING, 0.0
 
         def share(pids: frozenset[int]) -> float:
             return (
@@ -192,7 +204,22 @@ class HostCollector:
                 engine = Missing("denied", "the server's processes belong to another user")
             elif not self._engine & used.keys():
                 engine = Missing("lost", "the server's processes have ended", now)
-        return engine, share(self._own) if self._own & used.keys() & before.keys() else PENDING
+        more = 0.0
+        if roots == self._tree[0]:
+            more = max(0.0, (whole - so_far) / (now - at) * 100 - share(self._own | (self._engine & ours)))
+        return engine, share(self._own) if self._own & used.keys() & before.keys() else PENDING, more
+
+    def _started(self) -> frozenset[int]:
+        """What our own processes have started and what that has started, as far as it lives; only Linux tells it."""
+        found: set[int] = set()
+        asked = list(self._own)
+        while asked:
+            for file in (self._proc / str(asked.pop()) / "task").glob("*/children"):
+                text = _text(file)
+                fresh = {int(pid) for pid in text.split()} - found if isinstance(text, str) else set()
+                found |= fresh
+                asked += fresh
+        return frozenset(found)
 
     def _foreign_processes(self, now: float) -> tuple[ProcessShare, ...]:
         """Who else uses the processor, from two looks some seconds apart."""

@@ -9,6 +9,7 @@ from chimera.domain.workload import Workload
 from .plan import COHORT, CONFIRM_MIN, HALVE_AFTER, Plan
 from .statistics import Noise, confirmation_rounds, level_for, t_quantile
 
+NOTHING = "every candidate has the baseline's effect: there is nothing to run"
 BLOCK = 3
 """Requests of a block where candidates share one load."""
 
@@ -46,6 +47,8 @@ class Estimate:
     @property
     def words(self) -> str:
         """One sentence on what can be seen."""
+        if not self.sessions:
+            return f"No session: {NOTHING}."
         if self.smallest_better is None:
             return "The smallest gain that can be seen is known after the preflight."
         return f"Gains above {self.smallest_better:.1%} can be seen in {self.rounds} rounds at this noise."

@@ -16,11 +16,13 @@ import pytest
 from chimera.backends.detect import open_backend
 from chimera.domain.options import Options
 from chimera.domain.run import Run, Target
+from chimera.runner.launch import disturbance, disturbed_by
 from chimera.runner.outputs import PROMPT
 from chimera.runner.putback import to_its_end
 from chimera.store.journal import Journal
 from tests.backends import scripted
 from tests.backends.scripted import FakeModel, ScriptedOllama, in_thread
+from tests.store.samples import new_run
 
 from .test_applying import _sweep, chimera
 from .test_study import ask, loaded_as
@@ -208,6 +210,22 @@ def test_a_server_that_another_run_measures_is_left_to_it(journal: Journal) -> N
         assert done.returncode == 2
         assert f"run {other.id} measures the same server" in done.stderr
         assert asked(server) == []
+
+
+def test_a_run_that_is_paused_or_begins_next_is_disturbed_as_well(journal: Journal) -> None:
+    run, other, first = (new_run(journal, "run") for _ in range(3))
+    journal.set_state(run.id, "done")
+    with journal.worker_lock(other.id):
+        assert disturbed_by(journal, run) == journal.run(other.id), "nobody stands before it"
+        assert "begins to measure" in disturbance(journal.run(other.id))
+        journal.set_plan(other.id, {"after": first.id})
+        with journal.worker_lock(first.id):
+            journal.set_state(first.id, "paused")
+            assert disturbed_by(journal, run) == journal.run(first.id), "the other one waits for it"
+            assert "is paused on" in disturbance(journal.run(first.id))
+        found = disturbed_by(journal, run)
+        assert found is not None
+        assert found.id == other.id
 
 
 def test_a_run_whose_answers_are_read_has_its_lock_held(journal: Journal) -> None:

@@ -17,11 +17,13 @@ from urllib.request import Request, urlopen
 import pytest
 
 from chimera.domain.options import Options
-from chimera.domain.run import Target
+from chimera.domain.run import Progress, Target, Trial
 from chimera.domain.workload import Workload
 from chimera.errors import ChimeraError
+from chimera.measure.live import LiveRequest
 from chimera.runner import launch
 from chimera.runner.launch import create_run, start_worker
+from chimera.runner.recorder import ProgressWriter
 from chimera.store.journal import Journal
 from tests.backends.scripted import ScriptedOllama, in_thread
 from tests.backends.scripted_llama import llama_program
@@ -276,3 +278,16 @@ def test_a_server_is_started_by_paths_that_are_seen_from_where_its_command_was_t
     assert done.returncode == 0, done.stderr
     assert facts_of(done)["run"]["model"]["block_count"] == 18
     assert journal.run("last").target.folder == str(tmp_path)
+
+
+def test_the_worker_of_a_run_names_itself_beside_its_progress(journal: Journal) -> None:
+    run = journal.create_run(
+        "run", Target("embedded"), Workload(), seed=1, trials=[Trial("c0", "candidate", Options(num_gpu=0))]
+    )
+    writer = ProgressWriter(journal, run.id, LiveRequest())
+    writer.start()
+    writer.show(Progress("loading", time.time(), pid=7))
+    writer.stop()
+    progress = journal.progress(run.id)
+    assert progress is not None
+    assert (progress.stage, progress.pid, progress.worker) == ("loading", 7, os.getpid())

@@ -199,6 +199,35 @@ def test_an_engine_that_is_new_is_no_other_program() -> None:
         engine.stdout.close()
 
 
+def test_what_our_own_processes_have_started_is_no_other_program() -> None:
+    """An engine's pid is known only while it serves: its loading was told as another program's use."""
+    collector = HostCollector()
+    collector.read(time.monotonic())
+    before = os.times()
+    engine = subprocess.Popen([sys.executable, "-c", BURN])
+    try:
+        time.sleep(1.0)
+        sample = collector.read(time.monotonic())
+        burnt = sum(psutil.Process(engine.pid).cpu_times()[:2])
+        assert burnt > 0.1
+        _without(sample, burnt)
+        time.sleep(1.0)
+    finally:
+        engine.kill()
+        engine.wait()
+    sample = collector.read(time.monotonic())
+    _without(sample, sum(os.times()[2:4]) - sum(before[2:4]) - burnt)
+
+
+def _without(sample: HostSample, seconds: float) -> None:
+    """Others have used what is used in all, without these seconds of about one."""
+    assert isinstance(sample.cpu_percent, float)
+    assert isinstance(sample.foreign_cpu_percent, float)
+    ours = 100 * seconds / len(sample.per_core_percent)
+    assert sample.cpu_percent > 0.6 * ours
+    assert sample.foreign_cpu_percent < max(0.0, sample.cpu_percent - 0.6 * ours) + 2
+
+
 def test_a_foreign_user_of_the_processor_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     burner = subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE)
     try:

@@ -32,7 +32,7 @@ from chimera.tui.screens.tune import Tune
 from tests.widgets.screens import ScreenText, screen_text
 
 from .quiet import QuietApp, notes, until, update
-from .test_tune import PLAN, Line
+from .test_tune import ALIKE, PLAN, Line
 
 GEMMA = ModelInfo("gemma3:latest", block_count=34, trained_ctx=131072, vision=True)
 CARD = ("NVIDIA GeForce RTX 4080 Laptop GPU",)
@@ -362,6 +362,17 @@ async def test_the_comparison_shows_its_plan_and_starts_after_a_yes(monkeypatch:
         await until(pilot, lambda: isinstance(app.screen, Tune))
         assert app.journal._follow == "abcd"
         assert not app.state.reload_agreed, "who was not asked, as for an engine of our own, has not agreed"
+
+
+async def test_a_preset_that_is_the_default_here_is_not_measured_against_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    line = Line((0, ALIKE, ""))
+    monkeypatch.setattr(commands, "ask_chimera", line)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await opened(app, pilot)
+        await pilot.press("v")
+        await until(pilot, lambda: "against the default: No session" in notes(app))
+        assert not isinstance(app.screen, Ask)
 
 
 async def test_what_is_waited_for_is_on_the_screen(answer: threading.Event) -> None:

@@ -150,6 +150,26 @@ def shown(app: QuietApp) -> str:
     return str(app.screen.query_one("#plan").render())
 
 
+ALIKE: dict[str, Any] = {
+    **PLAN, "candidates": PLAN["candidates"][:1], "rounds": {"preflight": 0, "screening": 0, "confirmation": 0},
+    "estimate": {"sessions": 0, "requests": 0, "seconds": None, "seconds_least": None},
+    "words": "No session: every candidate has the baseline's effect: there is nothing to run.",
+}  # fmt: skip
+
+
+async def test_a_plan_with_nothing_to_compare_says_so_and_cannot_be_started(line: Callable[..., Line]) -> None:
+    asked = line((0, ALIKE, ""))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "there is nothing to run" in shown(app))
+        assert "s starts it" not in shown(app)
+        assert "0 sessions" not in shown(app)
+        await pilot.press("s")
+        await until(pilot, lambda: "there is nothing to run" in notes(app))
+        assert len(asked.asked) == 1
+
+
 async def test_space_takes_a_parameter_with_values_that_fit_and_a_change_asks_for_a_new_plan(
     line: Callable[..., Line],
 ) -> None:
@@ -560,6 +580,20 @@ async def test_a_run_that_was_turned_away_from_is_shown_again_where_it_is_follow
         app.post_message(RunChanged(update(run_id="zz99", first=True)))
         app.post_message(RunChanged(comparison()))
         await until(pilot, lambda: app.screen.has_class("-live"))
+
+
+async def test_a_run_that_was_turned_away_from_does_not_come_back_when_it_is_read_anew() -> None:
+    """As after a look that failed: who plans another comparison would find the keys of a table."""
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(RunChanged(comparison()))
+        await pilot.press("t")
+        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await pilot.press("n")
+        await until(pilot, lambda: not app.screen.has_class("-live"))
+        app.post_message(RunChanged(comparison()))  # `first`, like all of these
+        await pilot.pause(app.paint_s)
+        assert not app.screen.has_class("-live")
 
 
 async def test_read_only_plans_and_starts_nothing(line: Callable[..., Line]) -> None:

@@ -33,7 +33,7 @@ from tests.store.samples import new_run, whole_session
 from tests.widgets import data
 from tests.widgets.screens import screen_text
 
-from .quiet import QuietApp, notes, until, update
+from .quiet import QuietApp, notes, snapshot, until, update
 from .test_app import OLLAMA
 from .test_tune import ANSWERS, DONE, PLAN, Held, Line, comparison
 
@@ -554,3 +554,147 @@ async def test_the_key_that_pauses_takes_it_back_before_it_has_shown(journal: Jo
         await pilot.press("space")
         done_with(app, journal)
         assert journal.take_commands(run.id) == ["pause"]
+
+
+# ---- what has no word yet, or is told of by a lock alone ------------------------------------------------------------
+
+
+async def test_a_run_that_a_command_has_started_is_waited_for_before_its_first_word(
+    monkeypatch: pytest.MonkeyPatch, journal: Journal
+) -> None:
+    run = new_run(journal, "run")
+    monkeypatch.setattr(commands, "ask_chimera", Line((0, {"run": {"id": run.id}}, "")))
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("d")
+        await until(pilot, lambda: isinstance(app.screen, Doctor))
+        await pilot.press("h")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("1")
+        await until(pilot, lambda: app.journal._follow == run.id)
+        await pilot.press("1")
+        assert "a preset can run when that has ended" in notes(app)
+        assert app.asked == []
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_run_that_was_begun_is_waited_for_until_it_was_looked_at_also_in_vain(
+    journal: Journal, known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run(journal, "run")
+    journal.set_state(run.id, "done")
+    with Watching() as seen:
+        seen.wait(lambda: seen.worked())
+        monkeypatch.setattr(seen.feed, "_woken", threading.Event())  # it looks when its pause is over
+        seen.feed.follow(run.id if known else "zzzz", begun=True)
+        assert seen.feed.busy
+        seen.wait(lambda: not seen.feed.busy)
+        assert seen.shows(run) is known
+
+
+def test_answers_that_are_read_elsewhere_are_told_of_and_an_end_that_is_just_written_is_not(journal: Journal) -> None:
+    run = new_run(journal, "run")
+    with Watching() as seen:
+
+        def used() -> list[str | None]:
+            return [one.used.id if one.used else None for one in seen.posted if isinstance(one, Worked)]
+
+        with journal.worker_lock(run.id):
+            seen.wait(lambda: seen.worked()[-1:] == [run.id])
+            journal.set_state(run.id, "done")
+            seen.wait(lambda: seen.worked()[-1] is None)
+        assert used() == [None] * len(used())
+        with journal.worker_lock(run.id):
+            seen.wait(lambda: used()[-1] == run.id)
+        seen.wait(lambda: used()[-1] is None)
+
+
+async def test_nothing_is_begun_beside_answers_that_are_read_elsewhere() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(Worked(None, None, OTHER))
+        await pilot.press("1")
+        await until(pilot, lambda: "Another program of ours uses run zz99: a preset can run when that" in notes(app))
+        assert app.asked == []
+        assert not app.check_action("stop", ()), "no key of ours ends it"
+        app.post_message(Worked(None, None))
+        await pilot.press("1")
+        await until(pilot, lambda: app.asked)
+
+
+def test_an_import_is_no_work_on_an_engine(journal: Journal) -> None:
+    run = new_run(journal, "import")
+    with journal.worker_lock(run.id):
+        journal.set_state(run.id, "running")
+        with Watching() as seen:
+            seen.wait(lambda: seen.worked())
+            time.sleep(1.2)
+            assert seen.worked() == [None]
+            assert not any(isinstance(one, RunChanged) for one in seen.posted)
+
+
+def test_a_run_that_goes_on_is_known_however_many_came_after_it(journal: Journal) -> None:
+    run = new_run(journal, "run")
+    with journal.worker_lock(run.id):
+        journal.set_state(run.id, "running")
+        for _ in range(21):
+            journal.set_state(new_run(journal, "import").id, "done")
+        with Watching() as seen:
+            seen.wait(lambda: seen.worked() == [run.id])
+
+
+async def test_a_command_that_ends_by_a_defect_has_ended_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: str) -> Said:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(commands, "ask_chimera", broken)
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.press("t", "down", "space", "p")
+        await until(pilot, lambda: "The plan has ended by a defect." in app.state.draft.said)
+        await until(pilot, lambda: "can't start new thread" in notes(app))
+        assert not app.state.working
+
+
+async def test_settings_left_behind_are_asked_about_when_they_can_be_put_back_and_nothing_is_typed() -> None:
+    app = QuietApp()
+    async with app.run_test(size=(120, 40)) as pilot:
+        app.post_message(Worked(OTHER, MEASURING))
+        app.post_message(LeftChanged("abcd", OLLAMA.url))
+        app.post_message(LeftChanged(OTHER.id, OLLAMA.url))
+        await pilot.press("t", "down", "enter")
+        assert isinstance(app.screen, Tune)
+        app.post_message(Worked(None, None))
+        await pilot.pause(app.paint_s * 2)
+        assert isinstance(app.screen, Tune), "the next letter would be an answer"
+        await pilot.press("escape")
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        app.post_message(Worked(OTHER, MEASURING))
+        await pilot.press("y")
+        await until(pilot, lambda: "they can be put back when zz99 has ended" in notes(app))
+        assert app.asked == []
+        app.post_message(Worked(None, None))
+        await until(pilot, lambda: isinstance(app.screen, Ask))
+        await pilot.press("y")
+        await until(pilot, lambda: app.asked)
+        await pilot.pause(app.paint_s * 2)
+        assert not isinstance(app.screen, Ask), "a run that went on has put back itself what it had changed"
+
+
+async def test_readings_beside_work_of_ours_are_not_this_machines_own_state() -> None:
+    app = QuietApp()
+    state = app.state
+    one, beside, after, calm = (replace(snapshot(0), at=at) for at in (1.0, 2.0, 3.0, 4.0))
+    state.see(one)
+    assert list(state.calm) == [one]
+    state.hear(OTHER, replace(MEASURING, worker=4711), None)
+    assert 4711 in state.watched.own_pids
+    state.see(beside)
+    state.hear(None, None, None)
+    assert state.watched.own_pids == ()
+    assert list(state.calm) == []
+    state.see(after)
+    assert list(state.calm) == [], "half of it is of the time before the end"
+    state.see(calm)
+    assert list(state.calm) == [calm]
+    assert len(state.recent) == 4

@@ -71,7 +71,9 @@ def test_agents_and_blocks_are_counted() -> None:
 
 
 def test_nothing_to_compare_costs_nothing() -> None:
-    assert estimate(plan(0), LOAD).sessions == 0
+    cost = estimate(plan(0), LOAD)
+    assert cost.sessions == 0
+    assert cost.words == "No session: every candidate has the baseline's effect: there is nothing to run."
 
 
 def test_a_budget_shortens_the_confirmation_before_it_drops_cohorts() -> None:

@@ -184,9 +184,9 @@ verdict says whether it helped. Nothing here means that nothing was seen.
     def paint(self, state: LiveState, now: float) -> None:
         """Show the newest of everything; nothing is redrawn where nothing changed."""
         self._state = state
-        if state.at_work is None and not self._asking and now - self._asked_at >= LOOK_S and state.recent:
+        if state.at_work is None and not self._asking and now - self._asked_at >= LOOK_S and (recent := state.calm):
             self._asked_at, self._asking = now, True
-            recent, loaded, offset = tuple(state.recent), state.watched.loaded, state.epoch
+            loaded, offset = state.watched.loaded, state.epoch
             # Where no run is followed, the last one of this server is told of, as `chimera doctor` does.
             target = state.target if state.update is None else None
             before, post = self._now or (), self.poster()

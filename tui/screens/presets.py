@@ -29,7 +29,7 @@ from chimera.widgets.rows import Line, Row
 from .. import feeds
 from .ask import Answer, Ask
 from .base import AppScreen
-from .tune import flag, plan_text, server_flags
+from .tune import flag, nothing_in, plan_text, server_flags
 
 if TYPE_CHECKING:
     from chimera.runner.honesty import PresetRow
@@ -230,6 +230,8 @@ the server clamps; presets with the same effect on this model are named. Its aut
         # A screen that shines through a dialog is "current", too: its question would take the dialog's next key.
         if said.code:
             app.tell(said.problem, "error")
+        elif nothing_in(said.document):
+            app.tell(f"{preset.title} against the default: {said.document['words']}", "notice")
         elif self.is_attached and app.screen is self and target == self._state.target:
             self._start(preset, target, asked, said.document)
         else:

@@ -363,7 +363,7 @@ repeated. `e` writes every request into a file.
                 feed.do(lambda journal: requests.resume(journal, feed, run.id))
                 self.dismiss()
                 return
-        self.chimera.follow(run.id, stay=True)
+        self.chimera.follow(run.id)
         self.dismiss()
 
     @work(exit_on_error=False, group="ask", exclusive=True)

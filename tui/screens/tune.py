@@ -279,6 +279,8 @@ A run of `chimera agents` is shown here as well: its arms while it goes on, what
         draft, target = self._draft, self._state.target
         if draft.drawn is None or target is None or draft.of != wanted(self._state):
             self._say("p first: a comparison starts from a plan that was seen.")
+        elif nothing_in(draft.drawn):
+            self.notify(plain(str(draft.drawn["words"])), markup=False)
         else:
             self._start(target, draft.of, int(draft.drawn["seed"]))
 
@@ -436,7 +438,7 @@ def planned(app: ChimeraApp, of: tuple[str, ...], said: Said) -> None:
         draft.drawn = None
         return
     drawn = said.document
-    draft.say(f"{plan_text(drawn)}\n\ns starts it.", of)
+    draft.say(plan_text(drawn) + ("" if nothing_in(drawn) else "\n\ns starts it."), of)
     draft.drawn = drawn
 
 
@@ -525,6 +527,8 @@ def plan_text(drawn: Mapping[str, Any]) -> str:
     lines += [f"{one['candidate']:4} not run: {one['reason']}" for one in drawn["ruled_out"]]
     if drawn["cohorts"]:
         lines.append(f"A large space: {drawn['cohorts']} cohorts of 8 are proposed and screened.")
+    if nothing_in(drawn):
+        return "\n".join([*lines, "", str(drawn["words"])])
     rounds, cost = drawn["rounds"], drawn["estimate"]
     parts = [f"{rounds['preflight']} sessions for the noise"] if rounds["preflight"] else []
     parts += [f"{rounds['screening']} rounds that choose"] if rounds["screening"] else []
@@ -534,6 +538,11 @@ def plan_text(drawn: Mapping[str, Any]) -> str:
         lines.append(f"About {format.duration(cost['seconds_least'])} to {format.duration(cost['seconds'])}.")
     lines.append(str(drawn["words"]))
     return "\n".join(lines)
+
+
+def nothing_in(drawn: Mapping[str, Any]) -> bool:
+    """A plan has nothing to run: its words say why."""
+    return not drawn["estimate"]["sessions"]
 
 
 def _options(options: Mapping[str, Any]) -> str:
