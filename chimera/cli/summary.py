@@ -174,10 +174,26 @@ def _emit_conclusion(facts: dict[str, Any]) -> None:
     standing = facts.get("standing") or {}
     if standing.get("noise"):
         emit(f"noise    {standing['words']}")
+        if (words := _wider(facts)) is not None:
+            emit(f"         {words}")
     if facts.get("recommendation") and facts["run"]["kind"] != "agents":  # theirs stands beside their figures
         emit(f"advice   {facts['recommendation']['words']}")
     for one in facts.get("power") or []:
         emit(f"power    {plain(one['words'])}")
+
+
+def _wider(facts: dict[str, Any]) -> str | None:
+    """That the rounds were noisier than the preflight, where an interval is over twice as wide as was planned."""
+    planned = facts["standing"].get("half_width")
+    objective = facts["run"]["plan"].get("rules", {}).get("objective")
+    found = [
+        (one["ci"][1] / one["ci"][0]) ** 0.5 - 1
+        for one in facts["verdicts"]
+        if one["metric"] == objective and all(one["ci"] or (None,))  # an end may be unbounded
+    ]
+    if not planned or not found or max(found) <= 2 * planned:
+        return None
+    return f"The rounds were noisier: intervals of ±{max(found):.1%} came out where ±{planned:.1%} was planned."
 
 
 def _emit_blame(sessions: list[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from chimera.cli import summary
 from chimera.cli.narrate import progress_line
 from chimera.cli.options import options_from
 from chimera.domain.options import Options
@@ -269,3 +270,27 @@ def test_progress_is_one_line() -> None:
     line = progress_line(Progress("measuring", 0.0, session=1, sessions=1, request=2, requests=5, tokens=10,
                                   tokens_planned=64, rate=71.24, eta_s=12.2))  # fmt: skip
     assert line == "request 2/5 · 10/64 tokens · 71.2 tok/s · about 12 s left"
+
+
+@pytest.mark.parametrize(
+    ("ends", "said"),
+    [
+        ((0.96, 1.03), "intervals of ±3.6% came out where ±0.7% was planned"),
+        ((0.99, 1.01), None),
+        ((0.96, None), None),
+    ],
+    ids=["noisier", "as planned", "unbounded"],
+)
+def test_rounds_that_were_noisier_than_the_preflight_are_told(
+    ends: tuple[float, float | None], said: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = {"candidate": "c1", "metric": "decode_tok_s", "ci": list(ends)}
+    others = [verdict | {"metric": "ttft_s", "ci": [0.5, 2.0]}, verdict | {"ci": None}]
+    summary._emit_conclusion({
+        "run": {"kind": "sweep", "plan": {"rules": {"objective": "decode_tok_s"}}},
+        "standing": {"noise": {"sd": 0.006}, "words": "Sessions vary by 0.6%.", "half_width": 0.007},
+        "verdicts": [verdict, *others],
+    })  # fmt: skip
+    out = capsys.readouterr().out
+    assert "noise    Sessions vary by 0.6%." in out
+    assert said in out if said else "came out" not in out
