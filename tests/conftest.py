@@ -127,3 +127,11 @@ def gemma_path() -> Path:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@pytest.fixture
+def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the journal should be is a file."""
+    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.delenv("CHIMERA_DB", raising=False)

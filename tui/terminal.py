@@ -32,8 +32,7 @@ class Terminal(LinuxDriver):
         self, app: App[Any], *, debug: bool = False, mouse: bool = True, size: tuple[int, int] | None = None
     ) -> None:
         super().__init__(app, debug=debug, mouse=mouse, size=size)
-        # The waiver: Textual writes to it, flushes it, asks for its descriptor, and nothing else.
-        self._file = _Picture(sys.stderr, self._lost)  # type: ignore[assignment]
+        self._file = _Picture(sys.stderr, self._lost)  # type: ignore[assignment]  # all that Textual asks of a file
 
     def run_input_thread(self) -> None:
         """Pass on what is typed, until there is nobody left who could type."""

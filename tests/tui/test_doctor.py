@@ -321,11 +321,8 @@ async def test_engines_that_a_command_of_ours_makes_the_server_start_are_not_tho
 
 
 async def test_without_a_journal_this_moment_is_examined_all_the_same_and_what_is_missing_is_said_once(
-    begun: list[tuple[str, Callable[[], None]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begun: list[tuple[str, Callable[[], None]]], no_home: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
     monkeypatch.setattr(doctor, "LOOK_S", 0.0)
     said = "this moment (without earlier runs: the journal cannot be read): "
     app = QuietApp()

@@ -503,12 +503,7 @@ def test_a_run_that_is_looked_at_stays_while_another_goes_on(journal: Journal) -
         thread.join(5)
 
 
-def test_a_journal_that_cannot_be_opened_is_told_once_and_screens_read_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
+def test_a_journal_that_cannot_be_opened_is_told_once_and_screens_read_nothing(no_home: None) -> None:
     posted: list[Message] = []
     feed = JournalFeed(posted.append)
     read: list[Journal] = []
@@ -520,11 +515,8 @@ def test_a_journal_that_cannot_be_opened_is_told_once_and_screens_read_nothing(
 
 
 def test_what_is_asked_of_a_journal_that_cannot_be_opened_is_refused_in_words_and_nobody_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    no_home: None,
 ) -> None:
-    monkeypatch.setenv("CHIMERA_HOME", str(tmp_path / "file"))
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.delenv("CHIMERA_DB", raising=False)
     posted: list[Message] = []
     feed = JournalFeed(posted.append)
     feed.do(lambda journal: None)

@@ -108,6 +108,13 @@ def comparison(state: RunState = "running", **plan: Any) -> Update:
     return replace(base, run=run, trials=trials, compared=compared)
 
 
+async def shows(app: QuietApp, pilot: Pilot[None], news: Update) -> None:
+    """The Tune screen has the table of a comparison."""
+    app.post_message(RunChanged(news))
+    await pilot.press("t")
+    await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+
+
 DONE = {
     "result": {
         "recommendation": {"candidate": "c1", "keep_default": False, "words": "c1 is better.", "requested": {}},
@@ -234,9 +241,7 @@ async def test_keys_pause_stop_and_apply_the_comparison(line: Callable[..., Line
     asked = line((0, {"words": "c1 is better.", "applied": {"made": "model fast"}}, ""))
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison()))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison())
         await pilot.press("space")
         assert len(app.asked) == 1
         await pilot.press("x")
@@ -358,9 +363,7 @@ async def test_two_answers_are_read_side_by_side(size: tuple[int, int], line: Ca
     asked = line((0, ANSWERS, ""), (2, None, "run k7f2 recommends its baseline: name another.\n"))
     app = QuietApp()
     async with app.run_test(size=size) as pilot:
-        app.post_message(RunChanged(comparison()))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison())
         await pilot.press("o")
         await pilot.pause()
         assert not app.screen.has_class("-typing"), "it goes on: its server is not free"
@@ -389,9 +392,7 @@ async def test_answers_are_shown_also_where_the_server_could_not_be_put_back(lin
     line((3, ANSWERS, "the settings of http://127.0.0.1:9 could not be put back: nobody answers.\n"))
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison("done", **DONE)))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison("done", **DONE))
         await pilot.press("o", "enter")
         await until(pilot, lambda: isinstance(app.screen, Outputs))
         assert "Light is scattered." in screen_text(app)
@@ -400,9 +401,7 @@ async def test_answers_are_shown_also_where_the_server_could_not_be_put_back(lin
 
 async def reads(app: QuietApp, pilot: Pilot[None], *keys: str) -> None:
     """A finished comparison is on the Tune screen, and two of its settings answer."""
-    app.post_message(RunChanged(comparison("done", **DONE)))
-    await pilot.press("t")
-    await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+    await shows(app, pilot, comparison("done", **DONE))
     await pilot.press(*keys)
 
 
@@ -559,9 +558,7 @@ async def test_a_second_plan_while_one_is_drawn_is_told(monkeypatch: pytest.Monk
 async def test_a_run_that_was_turned_away_from_is_shown_again_where_it_is_followed() -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison("stopped")))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison("stopped"))
         for keys in (("s",), ("y",)):  # shown from the list of runs, and resumed from there
             await pilot.press("n")
             await until(pilot, lambda: not app.screen.has_class("-live"))
@@ -586,9 +583,7 @@ async def test_a_run_that_was_turned_away_from_does_not_come_back_when_it_is_rea
     """As after a look that failed: who plans another comparison would find the keys of a table."""
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison()))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison())
         await pilot.press("n")
         await until(pilot, lambda: not app.screen.has_class("-live"))
         app.post_message(RunChanged(comparison()))  # `first`, like all of these
@@ -642,9 +637,7 @@ async def test_a_plan_of_what_is_no_longer_wanted_is_not_shown(monkeypatch: pyte
 async def test_a_run_that_was_turned_away_from_stays_so_when_one_comes_back() -> None:
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison()))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison())
         await pilot.press("n", "escape", "t")
         await until(pilot, lambda: isinstance(app.screen, Tune))
         assert not app.screen.has_class("-live")
@@ -668,9 +661,7 @@ async def test_what_is_applied_goes_on_when_the_screen_is_left(monkeypatch: pyte
     monkeypatch.setattr(commands, "ask_chimera", held)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison("done", **DONE)))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison("done", **DONE))
         await pilot.press("a", *"fast", "enter")
         await until(pilot, lambda: held.asked)
         await pilot.press("d")

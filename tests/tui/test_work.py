@@ -35,7 +35,7 @@ from tests.widgets.screens import screen_text
 
 from .quiet import QuietApp, notes, snapshot, until, update
 from .test_app import OLLAMA
-from .test_tune import ANSWERS, DONE, PLAN, Held, Line, comparison
+from .test_tune import ANSWERS, DONE, PLAN, Held, Line, comparison, shows
 
 OTHER: Run = replace(data.RUN, id="zz99", state="running")
 MEASURING: Progress = replace(data.progress(), stage="measuring")
@@ -332,9 +332,7 @@ async def test_no_name_that_was_typed_is_applied_beside_a_run_that_has_begun_mea
     monkeypatch.setattr(commands, "ask_chimera", line)
     app = QuietApp()
     async with app.run_test(size=(120, 40)) as pilot:
-        app.post_message(RunChanged(comparison("done", **DONE)))
-        await pilot.press("t")
-        await until(pilot, lambda: isinstance(app.screen, Tune) and app.screen.has_class("-live"))
+        await shows(app, pilot, comparison("done", **DONE))
         await pilot.press("a", *"fast")
         app.post_message(Worked(OTHER, MEASURING))
         await pilot.press("enter")
